@@ -1,0 +1,1 @@
+"""One frozen base, many named LoRAs: attach, activate, save, load, convert, merge."""

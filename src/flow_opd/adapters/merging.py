@@ -1,0 +1,258 @@
+"""Merging LoRAs: one LoRA out of several, and a report of what was kept of each."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.lowrank import LowRank
+from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
+from flow_opd.adapters.settings import LoraSettings
+from flow_opd.errors import AdapterError, explain
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What cutting to the rank did to one module; energy = squared Frobenius norm of a delta."""
+
+    energy: float  # of the method's delta before the cut
+    kept_energy: float  # share in [0, 1]; 1 if there was none to lose
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """How much of one teacher's delta, over all modules, is in the merge."""
+
+    cosine: float | None  # between its delta and the merged one; None if either is zero
+    norm_ratio: float | None  # |merged delta| / |its delta|; None if its delta is zero
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did."""
+
+    method: str
+    rank: int
+    alpha: float
+    weights: tuple[float, ...]  # K
+    kept_energy: float  # over all modules, share in [0, 1]
+    modules: Mapping[str, ModuleReport]
+    teachers: tuple[TeacherReport, ...]  # K, in the order given
+    notes: tuple[str, ...]
+
+    @property
+    def lost_energy(self) -> float:
+        """The share of the energy that the cut to the rank lost, in [0, 1]."""
+        return 1.0 - self.kept_energy
+
+
+def merge(
+    loras: Sequence[LoraWeights],
+    weights: Sequence[float] | None = None,
+    method: str = "mean",
+    rank: int | None = None,
+    alpha: float | None = None,
+    options: MergeOptions | None = None,
+) -> tuple[LoraWeights, MergeReport]:
+    """Returns one LoRA made of several, and the report.
+
+    Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so.
+
+    Args:
+        loras: K LoRAs with the same modules.
+        weights: w_k, used as they are; None = 1 / K each. Method "mean" takes none, "weighted" needs them.
+        method: a name of MERGE_METHODS.
+        rank: of the result, for methods that cut ("svd", "ties", "dare"), or less if there is less to keep.
+            The others have their own: the sum ("mean", "weighted"), the common one ("factor-average").
+        alpha: of the result; None = its rank. The delta does not depend on it.
+        options: of TIES and DARE.
+
+    Raises:
+        ConfigError: if there is no such method.
+        AdapterError: if the LoRAs do not fit each other, or weights or rank do not fit the method.
+    """
+    chosen = MERGE_METHODS.get(method)
+    _check_modules(loras)
+    shares = _shares(chosen, method, weights, len(loras))
+    if chosen.rank == "chosen" and (rank is None or rank < 1):
+        raise AdapterError(
+            explain(
+                f"rank of merge method {method!r}",
+                value=rank,
+                allowed="1 and above",
+                fix="say which rank to keep",
+            )
+        )
+    merged, modules = _combine(loras, shares, chosen, rank, options or MergeOptions())
+    result_rank = max(delta.rank for delta in merged.values())
+    if chosen.rank == "own" and rank not in (None, result_rank):
+        raise AdapterError(
+            explain(
+                f"merge method {method!r} has a rank of its own",
+                value=rank,
+                allowed=f"{result_rank}, or none",
+                fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
+            )
+        )
+    result = _to_lora(merged, result_rank, float(result_rank) if alpha is None else alpha, loras)
+    total = sum(report.energy for report in modules.values())
+    kept_total = sum(report.energy * report.kept_energy for report in modules.values())
+    report = MergeReport(
+        method=method,
+        rank=result.rank,
+        alpha=result.alpha,
+        weights=shares,
+        kept_energy=_share(kept_total, total),
+        modules=modules,
+        teachers=tuple(_compare(lora, merged) for lora in loras),
+        notes=_notes(loras, rank, result_rank),
+    )
+    return result, report
+
+
+def _combine(
+    loras: Sequence[LoraWeights],
+    shares: Sequence[float],
+    chosen: MergeMethod,
+    rank: int | None,
+    options: MergeOptions,
+) -> tuple[dict[str, LowRank], dict[str, ModuleReport]]:
+    """Returns each module's merged delta, cut to the rank if the method wants that, and its report."""
+    merged: dict[str, LowRank] = {}
+    modules: dict[str, ModuleReport] = {}
+    for module in sorted(loras[0].factors):
+        parts = [LowRank.of(lora, module) for lora in loras]
+        whole = chosen.combine(parts, shares, options, _generator(options.seed, module))
+        if chosen.rank == "own":
+            merged[module], kept, lost = whole, whole.inner(whole), 0.0
+        else:
+            assert rank is not None
+            merged[module], kept, lost = whole.truncated(rank)
+        modules[module] = ModuleReport(kept + lost, _share(kept, kept + lost))
+    return merged, modules
+
+
+def _check_modules(loras: Sequence[LoraWeights]) -> None:
+    """Raises AdapterError unless all LoRAs change the same modules of the same shapes."""
+    if not loras:
+        raise AdapterError(
+            explain("nothing to merge", value=0, allowed="one LoRA or more", fix="name the adapters")
+        )
+    shapes = [
+        {module: (up.shape[0], down.shape[1]) for module, (down, up) in lora.factors.items()}
+        for lora in loras
+    ]
+    for index, other in enumerate(shapes[1:], start=1):
+        if other != shapes[0]:
+            differing = sorted(
+                module
+                for module in other.keys() | shapes[0].keys()
+                if other.get(module) != shapes[0].get(module)
+            )
+            raise AdapterError(
+                explain(
+                    f"LoRA number {index + 1} changes other modules or shapes than the first",
+                    value=differing[:5],
+                    allowed="the same modules with the same shapes",
+                    fix="merge adapters of one base that were trained with the same target modules",
+                )
+            )
+
+
+def _shares(
+    chosen: MergeMethod, method: str, weights: Sequence[float] | None, count: int
+) -> tuple[float, ...]:
+    """Returns the K weights of a merge.
+
+    Raises:
+        AdapterError: if the method takes none, needs some, or they are not K finite numbers, or all 0.
+    """
+    if weights is None:
+        if chosen.weights == "given":
+            raise AdapterError(
+                explain(
+                    f"merge method {method!r} without weights",
+                    value=None,
+                    allowed="a list",
+                    fix="give weights",
+                )
+            )
+        return (1.0 / count,) * count
+    if chosen.weights == "equal":
+        raise AdapterError(
+            explain(
+                f"weights for merge method {method!r}",
+                value=list(weights),
+                allowed="none, all count alike",
+                fix="leave the weights out, or use method weighted or svd",
+            )
+        )
+    if len(weights) != count or not all(map(math.isfinite, weights)) or not any(weights):
+        raise AdapterError(
+            explain(
+                "merge weights",
+                value=list(weights),
+                allowed=f"{count} finite numbers, not all 0",
+                fix="give one weight for each adapter",
+            )
+        )
+    return tuple(float(weight) for weight in weights)
+
+
+def _generator(seed: int, module: str) -> torch.Generator:
+    """Returns a generator of its own for each module, whatever the order of the modules."""
+    digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 1.0
+
+
+def _to_lora(
+    merged: Mapping[str, LowRank], rank: int, alpha: float, loras: Sequence[LoraWeights]
+) -> LoraWeights:
+    """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros."""
+    targets = dict.fromkeys(target for lora in loras for target in lora.target_modules)
+    settings = LoraSettings(rank, alpha, tuple(targets))
+    factors = {}
+    for module, delta in merged.items():
+        up = torch.zeros(delta.up.shape[0], rank)
+        down = torch.zeros(rank, delta.down.shape[1])
+        up[:, : delta.rank] = delta.up / settings.scale
+        down[: delta.rank] = delta.down
+        factors[module] = (down, up)
+    return LoraWeights(rank, alpha, factors, settings.target_modules)
+
+
+def _compare(lora: LoraWeights, merged: Mapping[str, LowRank]) -> TeacherReport:
+    """Returns cosine and norm ratio of a teacher's delta and the merged one, over all modules together."""
+    own = product = other = 0.0
+    for module, delta in merged.items():
+        part = LowRank.of(lora, module)
+        own += part.inner(part)
+        product += part.inner(delta)
+        other += delta.inner(delta)
+    if own <= 0:
+        return TeacherReport(None, None)
+    other = max(other, 0.0)
+    return TeacherReport(product / math.sqrt(own * other) if other > 0 else None, math.sqrt(other / own))
+
+
+def _notes(loras: Sequence[LoraWeights], asked: int | None, rank: int) -> tuple[str, ...]:
+    """Returns what the reader of the report should know besides the numbers."""
+    notes = []
+    forms = [(lora.rank, lora.alpha) for lora in loras]
+    if len(set(forms)) > 1:
+        listed = ", ".join(f"{rank}/{alpha:g}" for rank, alpha in forms)
+        notes.append(
+            f"the adapters differ in rank/alpha ({listed}); their deltas (alpha/rank) B A were merged"
+        )
+    if asked is not None and rank < asked:
+        notes.append(f"rank {rank} holds everything; the {asked} asked for are not needed")
+    return tuple(notes)

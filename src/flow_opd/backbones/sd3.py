@@ -1,0 +1,144 @@
+"""Stable Diffusion 3 and 3.5 (any size, with or without the T5 encoder) as a velocity field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+
+from flow_opd.errors import ConfigError, explain
+from flow_opd.types import Conditioning, Prompt
+
+TIMESTEPS_PER_SIGMA = 1000.0  # the transformer was trained on timestep = 1000 sigma
+
+
+class SD3Backbone:
+    """A `StableDiffusion3Pipeline` that speaks sigma, velocity and x0.
+
+    The transformer may be replaced (an adapter bank wraps it); everything else stays frozen unless a
+    caller asks for its gradients.
+    """
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, *, max_sequence_length: int) -> None:
+        """Wraps a loaded pipeline.
+
+        Args:
+            pipe: the pipeline, already on its device and in its dtype.
+            max_sequence_length: T5 tokens per prompt; 0 for a base that has no T5 and needs no padding.
+        """
+        self.pipe = pipe
+        self.transformer: nn.Module = pipe.transformer
+        self.max_sequence_length = max_sequence_length
+        config = pipe.transformer.config
+        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.device = pipe.device
+        self.dtype = pipe.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        max_sequence_length: int,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        variant: str | None = None,
+        device: str = "cpu",
+    ) -> SD3Backbone:
+        """Loads a diffusers folder or hub id; a base without T5 is recognised by its own index.
+
+        Raises:
+            ConfigError: if a local folder is not a Stable Diffusion 3 pipeline.
+        """
+        absent = {}
+        index_file = Path(path) / "model_index.json"
+        if index_file.exists():
+            index = json.loads(index_file.read_text())
+            if index.get("_class_name") != "StableDiffusion3Pipeline":
+                raise ConfigError(
+                    explain(
+                        f"the base in {path} is not a Stable Diffusion 3 pipeline",
+                        value=index.get("_class_name"),
+                        allowed="a folder whose model_index.json names StableDiffusion3Pipeline",
+                        fix="point base.path at such a folder",
+                    )
+                )
+            # A pipeline saved without T5 refuses to load unless it is told so again.
+            absent = {
+                part: None
+                for part in ("text_encoder_3", "tokenizer_3")
+                if index.get(part) in (None, [None, None])
+            }
+        elif Path(path).exists():
+            raise ConfigError(
+                explain(
+                    "the base is not a diffusers folder",
+                    value=str(path),
+                    allowed="a folder with a model_index.json, or a hub id",
+                    fix="point base.path at the folder that save_pretrained wrote",
+                )
+            )
+        chatter = diffusers_logging.is_progress_bar_enabled()
+        diffusers_logging.disable_progress_bar()
+        try:
+            pipe = StableDiffusion3Pipeline.from_pretrained(
+                path, torch_dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **absent
+            )
+        finally:
+            if chatter:
+                diffusers_logging.enable_progress_bar()
+        pipe.to(device)
+        pipe.set_progress_bar_config(disable=True)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        return cls(pipe, max_sequence_length=max_sequence_length)
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Returns the conditioning of the prompts; gradients flow if the text encoders want them."""
+        texts = [prompt.text for prompt in prompts]
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompt=texts,
+            prompt_2=None,
+            prompt_3=None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+        )
+        return Conditioning(embeds, pooled, tuple(prompt.task for prompt in prompts))
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Returns the transformer's velocity at (x_sigma, sigma, c), [M, C, H, W], float32."""
+        output = self.transformer(
+            hidden_states=latents.to(self.dtype),
+            timestep=(sigma * TIMESTEPS_PER_SIGMA).to(latents.device),
+            encoder_hidden_states=conditioning.embeds.to(self.dtype),
+            pooled_projections=conditioning.pooled.to(self.dtype),
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Returns x0 (the posterior mean, shifted and scaled), [B, C, H, W], of images in [0, 1]."""
+        vae = self.pipe.vae
+        posterior = vae.encode((images * 2 - 1).to(device=self.device, dtype=vae.dtype)).latent_dist
+        return ((posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor).float()
+
+    @torch.no_grad()
+    def decode_latents(self, x0: Tensor) -> Tensor:
+        """Returns images in [0, 1], [B, 3, height, width], of x0 [B, C, H, W]."""
+        vae = self.pipe.vae
+        latents = x0.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0].float()
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Returns the scheduler's own grid, [num_steps + 1], from 1 to 0, shift included."""
+        self.pipe.scheduler.set_timesteps(num_steps, device="cpu")
+        return self.pipe.scheduler.sigmas.float().clone()

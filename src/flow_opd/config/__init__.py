@@ -1,0 +1,1 @@
+"""One typed model per stage, read strictly from YAML; knows no torch."""

@@ -1,0 +1,180 @@
+"""Sections that several stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flow_opd.config.base import (
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    Settings,
+    refuse,
+)
+
+ATTENTION_PROJECTIONS = tuple(
+    f"attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
+StepWindow = Literal["all-but-last", "all"] | tuple[NonNegativeInt, NonNegativeInt]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class BaseModelSettings(Settings):
+    """The frozen pipeline that every adapter sits on."""
+
+    path: Name
+    """Diffusers folder, 'asset:NAME' of the package, or hub id 'owner/name'."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    variant: str | None = None
+    """File variant of the weights, such as 'fp16'."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen weights."""
+    max_sequence_length: NonNegativeInt = 128
+    """T5 tokens per prompt; 0 for a base without T5, which then needs no padding."""
+    resolution: PositiveInt | None = None
+    """Side of the square images in pixels; null takes the base's own."""
+
+
+class LoraSettings(Settings):
+    """A low-rank adapter: the weight change alpha / rank * B A of each named projection."""
+
+    rank: PositiveInt = 32
+    """Inner dimension of the two factors."""
+    alpha: PositiveFloat = 64.0
+    """The weight change is scaled by alpha / rank."""
+    target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ATTENTION_PROJECTIONS
+    """Projections that get an adapter, by the ends of their module names."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW with warm-up and decay."""
+
+    learning_rate: PositiveFloat = 1e-4
+    """Learning rate after the warm-up."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled weight decay."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up; linear and cosine end at 0 after the last round."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+
+
+class EMASettings(Settings):
+    """Exponential moving average of the trained weights; the average is what is saved in the end."""
+
+    decay: Decay = 0.9
+    """Share of the old average that an update keeps."""
+    every: PositiveInt = 8
+    """Optimizer updates between two updates of the average."""
+
+
+class SamplingSettings(Settings):
+    """How trajectories are drawn in training."""
+
+    num_steps: PositiveInt = 10
+    """Steps from noise to image."""
+    dynamics: Literal["sde", "ode", "cps"] = "sde"
+    """Reverse step: the Flow-GRPO SDE, the deterministic ODE, or the coefficient-preserving CPS."""
+    noise_level: NonNegativeFloat = 0.7
+    """a, the strength of the noise that a stochastic step adds."""
+    stochastic_steps: StepWindow = "all-but-last"
+    """Steps that add noise: 'all-but-last', 'all', or [first, last], counted from 0, both included."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance of the policy that is trained; 1 switches it off."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> SamplingSettings:
+        problems = window_problems(self.stochastic_steps, self.num_steps, ("stochastic_steps",))
+        if self.dynamics != "ode" and self.noise_level == 0:
+            problems.append(
+                Problem(
+                    ("noise_level",),
+                    f"dynamics {self.dynamics!r} without noise",
+                    self.noise_level,
+                    "a noise level above 0",
+                    "raise the noise level, or set dynamics to 'ode'",
+                )
+            )
+        refuse(problems)
+        return self
+
+    def stochastic_range(self) -> tuple[int, int]:
+        """Returns the stochastic steps as (first, stop), stop excluded; (0, 0) for the ODE."""
+        if self.dynamics == "ode":
+            return (0, 0)
+        return window_range(self.stochastic_steps, self.num_steps)
+
+
+class CheckpointSettings(Settings):
+    """When a training is saved for a later resume."""
+
+    every_minutes: PositiveFloat = 3.0
+    """Minutes between two checkpoints; they are taken at the end of a round."""
+    keep: PositiveInt = 2
+    """Newest checkpoints that stay on disk."""
+
+
+class RunSettings(Settings):
+    """Where the results go, and from which seed everything random is drawn."""
+
+    out: Path
+    """Run folder; it is made if absent."""
+    seed: NonNegativeInt = 0
+    """Root of all random numbers of the run."""
+    threads: PositiveInt | None = None
+    """Processor threads; null takes all cores."""
+
+
+class TrainingRunSettings(RunSettings):
+    """A run that trains for a number of rounds."""
+
+    rounds: PositiveInt
+    """Rounds of training: collect, then update."""
+
+
+class PromptsSettings(Settings):
+    """A file of prompts."""
+
+    path: Name
+    """Text file (a prompt a line) or jsonl ('prompt' and 'task', or GenEval metadata); or 'asset:NAME'."""
+    task: Name | None = None
+    """Task of all prompts in a file whose lines do not name theirs."""
+    limit: PositiveInt | None = None
+    """Takes only so many prompts from the start of the file."""
+
+
+def window_range(window: StepWindow, num_steps: int) -> tuple[int, int]:
+    """Returns a window of steps as (first, stop), stop excluded."""
+    if window == "all-but-last":
+        return (0, num_steps - 1)
+    if window == "all":
+        return (0, num_steps)
+    assert not isinstance(window, str)
+    return (window[0], window[1] + 1)
+
+
+def window_problems(window: StepWindow, num_steps: int, at: tuple[str, ...]) -> list[Problem]:
+    """Returns what is wrong with a window of steps: empty, or outside the trajectory."""
+    first, stop = window_range(window, num_steps)
+    if first < stop <= num_steps:
+        return []
+    value = list(window) if isinstance(window, tuple) else window
+    allowed = f"[first, last] with 0 <= first <= last <= {num_steps - 1}, for {num_steps} steps"
+    return [Problem(at, "a window outside the steps", value, allowed, "move the window or raise num_steps")]
+
+
+def duplicates(names: list[str]) -> list[tuple[int, str]]:
+    """Returns position and name of every name that was there before."""
+    return [(index, name) for index, name in enumerate(names) if name in names[:index]]

@@ -1,0 +1,228 @@
+"""Settings of multi-teacher on-policy distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
+from flow_opd.config.common import (
+    BaseModelSettings,
+    CheckpointSettings,
+    EMASettings,
+    LoraSettings,
+    OptimizerSettings,
+    PromptsSettings,
+    SamplingSettings,
+    TrainingRunSettings,
+    duplicates,
+)
+from flow_opd.config.merge import MergeMethodSpec
+
+RESERVED_NAMES = ("student", "anchor", "default")  # adapters that stand beside the teachers in one base
+
+
+class DistillTeacherSettings(Settings):
+    """A frozen expert and the tasks that are routed to it."""
+
+    name: Name
+    """Name of the teacher in logs and tables."""
+    tasks: tuple[Name, ...]
+    """Tasks whose prompts this teacher answers for."""
+    adapter: Name
+    """Adapter folder, 'asset:NAME' or hub id."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
+
+
+class AnchorSettings(Settings):
+    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+
+    teacher: Name | None = None
+    """Name of one of the teachers, whose adapter is the anchor's too."""
+    adapter: Name | None = None
+    """Adapter of an anchor that is no teacher."""
+    weight: PositiveFloat = 0.02
+    """lambda, weight of the transition KL to the anchor."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AnchorSettings:
+        if (self.teacher is None) == (self.adapter is None):
+            given = {"teacher": self.teacher, "adapter": self.adapter}
+            fix = "keep one of the two; to train without an anchor write anchor: null"
+            refuse([Problem((), "an anchor needs one source", given, "either teacher or adapter", fix)])
+        return self
+
+
+class ColdStartSettings(Settings):
+    """Where the student starts: a merge of its teachers, or an adapter that exists already."""
+
+    merge: MergeMethodSpec | None = None
+    """Method that merges the teachers, as in the stage merge."""
+    adapter: Name | None = None
+    """Adapter folder, 'asset:NAME' or hub id to start from instead."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ColdStartSettings:
+        if (self.merge is None) == (self.adapter is None):
+            given = {"merge": self.merge and self.merge.name, "adapter": self.adapter}
+            fix = "keep one of the two; for a fresh student write cold_start: null"
+            refuse([Problem((), "a cold start needs one source", given, "either merge or adapter", fix)])
+        if self.merge is not None and self.merge.name == "weighted":
+            fix = "merge with weights beforehand and name the result under adapter"
+            refuse(
+                [Problem(("merge",), "teachers have no weights", "weighted", "mean, svd, ties, dare", fix)]
+            )
+        return self
+
+
+class DirectKLSettings(Settings):
+    """The closed-form transition KL, differentiated during the walk itself."""
+
+    name: Literal["direct-kl"] = "direct-kl"
+    """Which objective this is."""
+
+
+class _PolicyGradientSettings(Settings):
+    clip_range: PositiveFloat = 1e-4
+    """PPO clip of the ratio, whose log is a mean over latent dimensions."""
+    advantage_clip: PositiveFloat = 5.0
+    """Advantages are cut to this size."""
+    updates_per_round: PositiveInt = 1
+    """Optimizer updates that share the trajectories of one round."""
+
+
+class SampledLogRatioSettings(_PolicyGradientSettings):
+    """Policy gradient whose advantage is log teacher - log student at the sampled step."""
+
+    name: Literal["sampled-log-ratio"]
+    """Which objective this is."""
+
+
+class DetachedStateKLSettings(_PolicyGradientSettings):
+    """Negative control: the detached KL as an advantage, whose expected gradient is zero."""
+
+    name: Literal["detached-state-kl"]
+    """Which objective this is."""
+
+
+ObjectiveSpec = Annotated[
+    Annotated[
+        DirectKLSettings | SampledLogRatioSettings | DetachedStateKLSettings, Field(discriminator="name")
+    ],
+    BeforeValidator(named),
+]
+
+
+class DistillSettings(Settings):
+    """Multi-teacher on-policy distillation: the student walks, the routed teachers correct every step."""
+
+    run: TrainingRunSettings
+    """Run folder, seed and length."""
+    base: BaseModelSettings
+    """The frozen pipeline that student and teachers share."""
+    lora: LoraSettings = LoraSettings()
+    """The student's adapter."""
+    teachers: Annotated[tuple[DistillTeacherSettings, ...], Field(min_length=1)]
+    """The experts."""
+    anchor: AnchorSettings | None = None
+    """The quality expert on all prompts, or null for none."""
+    cold_start: ColdStartSettings | None = None
+    """Where the student starts, or null for a fresh adapter."""
+    objective: ObjectiveSpec = DirectKLSettings()
+    """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
+    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
+    """Training prompts of all tasks."""
+    task_shares: dict[Name, PositiveFloat] | None = None
+    """Share of each task in a round; null gives equal shares."""
+    prompts_per_round: PositiveInt = 32
+    """Trajectories per round, one for each prompt."""
+    micro_batch_size: PositiveInt = 32
+    """Trajectories of one forward and backward pass; it changes memory, not results."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How the student walks."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW."""
+    ema: EMASettings | None = EMASettings()
+    """Average of the adapter's weights, or null for none."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """Saving for a resume."""
+
+    def teacher_of_task(self) -> dict[str, str]:
+        """Returns task -> name of its teacher."""
+        return {task: teacher.name for teacher in self.teachers for task in teacher.tasks}
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> DistillSettings:
+        problems = [*self._teacher_problems(), *self._reference_problems()]
+        if self.objective.name != "direct-kl" and self.sampling.dynamics == "ode":
+            problems.append(
+                Problem(
+                    ("sampling", "dynamics"),
+                    f"objective {self.objective.name!r} needs noisy steps",
+                    "ode",
+                    "'sde' or 'cps'",
+                    "choose stochastic dynamics, or the objective 'direct-kl'",
+                )
+            )
+        refuse(problems)
+        return self
+
+    def _teacher_problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        owner: dict[str, str] = {}
+        for index, teacher in enumerate(self.teachers):
+            at = ("teachers", index)
+            if teacher.name in RESERVED_NAMES:
+                allowed = f"any name but {', '.join(RESERVED_NAMES)}"
+                problems.append(Problem((*at, "name"), "a reserved name", teacher.name, allowed, "rename it"))
+            if not teacher.tasks:
+                what = f"teacher {teacher.name!r} has no tasks"
+                problems.append(
+                    Problem((*at, "tasks"), what, [], "one task or more", "add its tasks or remove it")
+                )
+            for task in teacher.tasks:
+                if task in owner:
+                    what = f"task {task!r} has two teachers"
+                    allowed, fix = "one teacher for each task", "take the task from one of them"
+                    problems.append(Problem((*at, "tasks"), what, [owner[task], teacher.name], allowed, fix))
+                owner.setdefault(task, teacher.name)
+        return problems + [
+            Problem(
+                ("teachers", index, "name"),
+                "two teachers with one name",
+                name,
+                "distinct names",
+                "rename one",
+            )
+            for index, name in duplicates([teacher.name for teacher in self.teachers])
+        ]
+
+    def _reference_problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        names = [teacher.name for teacher in self.teachers]
+        if self.anchor and self.anchor.teacher is not None and self.anchor.teacher not in names:
+            problems.append(
+                Problem(
+                    ("anchor", "teacher"),
+                    "the anchor names an unknown teacher",
+                    self.anchor.teacher,
+                    ", ".join(names),
+                    "name one of the teachers, or give an adapter",
+                )
+            )
+        tasks = set(self.teacher_of_task())
+        if self.task_shares is not None and set(self.task_shares) != tasks:
+            problems.append(
+                Problem(
+                    ("task_shares",),
+                    "shares that do not match the teachers' tasks",
+                    sorted(self.task_shares),
+                    ", ".join(sorted(tasks)),
+                    "give one share for each task",
+                )
+            )
+        return problems

@@ -1,0 +1,124 @@
+"""Settings of an evaluation: rows (policies) on domains (prompts), seen through rewards."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Settings, refuse
+from flow_opd.config.common import BaseModelSettings, PromptsSettings, RunSettings, duplicates
+from flow_opd.config.rewards import RewardSpec
+
+
+class RowSettings(Settings):
+    """A row of the table: the base with one adapter or none."""
+
+    adapter: Name | None = None
+    """Adapter folder, 'asset:NAME' or hub id; null is the base itself."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance of this row; 1 switches it off."""
+    domains: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Domains that this row is evaluated on; null takes all."""
+
+
+class RolesSettings(Settings):
+    """Which row is what: the roles say which differences and retained gains are reported."""
+
+    base: Name
+    """Row without an adapter."""
+    student: Name
+    """Row of the distilled student."""
+    merge: Name | None = None
+    """Row of the merged cold start."""
+    teachers: dict[Name, Name] = Field(default_factory=dict)
+    """Domain -> row of its teacher."""
+
+
+class EvaluateSettings(Settings):
+    """Images of held-out prompts under every row from the same seeds, scored and compared."""
+
+    run: RunSettings
+    """Run folder and seed."""
+    base: BaseModelSettings
+    """The frozen pipeline."""
+    rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
+    """Name -> policy, in the order of the table."""
+    domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]
+    """Name -> held-out prompts; the name is the prompts' task where the file gives none."""
+    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    """Every image is scored by every reward that applies to its prompt."""
+    roles: RolesSettings | None = None
+    """What is compared with what; null reports the rows alone."""
+    num_steps: PositiveInt = 40
+    """Sampling steps of the ODE."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Image seeds; each prompt is drawn once from each."""
+    batch_size: PositiveInt = 64
+    """Images drawn at once; it changes memory, not results."""
+    grid_prompts: NonNegativeInt = 4
+    """Prompts of each domain whose images are kept for the picture grid."""
+
+    def domains_of(self, row: str) -> tuple[str, ...]:
+        """Returns the domains that a row is evaluated on."""
+        return self.rows[row].domains or tuple(self.domains)
+
+    @model_validator(mode="after")
+    def _names_known(self) -> EvaluateSettings:
+        problems = [
+            Problem(
+                ("rows", name, "domains", index),
+                f"row {name!r} names an unknown domain",
+                domain,
+                ", ".join(self.domains),
+                "name domains of this file",
+            )
+            for name, row in self.rows.items()
+            for index, domain in enumerate(row.domains or ())
+            if domain not in self.domains
+        ]
+        problems += [
+            Problem(
+                ("rewards", index), "a reward given twice", name, "each reward once", "remove one of them"
+            )
+            for index, name in duplicates([reward.name for reward in self.rewards])
+        ]
+        problems += [
+            Problem(("seeds", index), "a seed given twice", int(seed), "distinct seeds", "remove one of them")
+            for index, seed in duplicates([str(seed) for seed in self.seeds])
+        ]
+        refuse([*problems, *self._role_problems()])
+        return self
+
+    def _role_problems(self) -> list[Problem]:
+        if self.roles is None:
+            return []
+        roles: list[tuple[tuple[str, ...], str | None]] = [
+            (("base",), self.roles.base),
+            (("student",), self.roles.student),
+            (("merge",), self.roles.merge),
+            *((("teachers", domain), row) for domain, row in self.roles.teachers.items()),
+        ]
+        problems = [
+            Problem(
+                ("roles", *at),
+                "a role for an unknown row",
+                row,
+                ", ".join(self.rows),
+                "name rows of this file",
+            )
+            for at, row in roles
+            if row is not None and row not in self.rows
+        ]
+        for domain, row in self.roles.teachers.items():
+            at = ("roles", "teachers", domain)
+            if domain not in self.domains:
+                allowed, fix = ", ".join(self.domains), "name domains of this file"
+                problems.append(Problem(at, "a teacher of an unknown domain", domain, allowed, fix))
+            elif row in self.rows and domain not in self.domains_of(row):
+                allowed = ", ".join(self.domains_of(row))
+                fix = f"add {domain!r} to the domains of row {row!r}"
+                problems.append(
+                    Problem(at, f"row {row!r} is not evaluated on its domain", domain, allowed, fix)
+                )
+        return problems

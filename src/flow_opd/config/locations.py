@@ -1,0 +1,81 @@
+"""What the names of files, folders and models in a configuration mean.
+
+`asset:NAME` is a file or folder of the package's own data, `owner/name` (where a model is meant and no
+such folder exists) a repository of the hub, anything else a path relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from flow_opd.errors import ConfigError, explain, nearest
+
+ASSET = "asset:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+def asset_folder() -> Path:
+    """Returns the folder of the package's own data."""
+    return Path(str(files("flow_opd"))) / "miniature" / "assets"
+
+
+def locate(name: str | Path, *, key: str = "path") -> Path:
+    """Returns the existing file or folder that `name` means.
+
+    Args:
+        name: "asset:NAME" or a path.
+        key: the configuration key that holds the name, for the message.
+
+    Raises:
+        ConfigError: if there is no such asset or path.
+    """
+    text = str(name)
+    if text.startswith(ASSET):
+        return _asset(text.removeprefix(ASSET), key)
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise ConfigError(
+            explain(
+                f"'{key}' names something that does not exist",
+                value=text,
+                allowed="an existing path (relative paths start in the current directory), or asset:NAME",
+                fix=f"{_sibling_hint(path)} Correct '{key}', or make the file first".strip(),
+            )
+        )
+    return path
+
+
+def locate_model(name: str, *, key: str = "path") -> str:
+    """Returns what to hand to `from_pretrained`: the path of a folder or asset, or a hub id as it is.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if not name.startswith(ASSET) and not Path(name).expanduser().exists() and _HUB_ID.match(name):
+        return name
+    return str(locate(name, key=key))
+
+
+def _asset(name: str, key: str) -> Path:
+    root = asset_folder()
+    path = root / name
+    inside = bool(name) and path.resolve().is_relative_to(root.resolve())
+    if inside and path.exists():
+        return path
+    known = sorted(each.name for each in root.iterdir() if each.name[0] not in "._") if root.is_dir() else []
+    hint = nearest(name, known).strip()
+    raise ConfigError(
+        explain(
+            f"'{key}' names an asset that this package does not hold",
+            value=ASSET + name,
+            allowed=", ".join(ASSET + each for each in known) or "none: the package was built without assets",
+            fix=f"{hint} Use one of these, or the path of a file of your own".strip(),
+        )
+    )
+
+
+def _sibling_hint(path: Path) -> str:
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings).strip()

@@ -1,0 +1,112 @@
+"""Settings of a merge of adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
+from flow_opd.config.common import BaseModelSettings, RunSettings, duplicates
+
+
+class ExactMergeSettings(Settings):
+    """Stacked factors: nothing is lost, and the rank is the sum of the ranks."""
+
+    name: Literal["mean", "weighted"]
+    """'mean' weighs all adapters alike, 'weighted' by their given weights."""
+
+
+class FactorAverageSettings(Settings):
+    """The average of the factors A and B apart, which is no average of the weight changes: for comparison."""
+
+    name: Literal["factor-average"]
+    """Which method this is."""
+
+
+class SVDMergeSettings(Settings):
+    """The mean of the weight changes, cut to a rank; the lost energy is reported."""
+
+    name: Literal["svd"]
+    """Which method this is."""
+    rank: PositiveInt
+    """Rank of the result."""
+
+
+class TIESMergeSettings(Settings):
+    """TIES: keeps the largest entries and the sign of the majority, then cuts to a rank."""
+
+    name: Literal["ties"]
+    """Which method this is."""
+    rank: PositiveInt
+    """Rank of the result."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the entries of a weight change that stays."""
+
+
+class DAREMergeSettings(Settings):
+    """DARE: drops random entries and scales up the rest, then cuts to a rank."""
+
+    name: Literal["dare"]
+    """Which method this is."""
+    rank: PositiveInt
+    """Rank of the result."""
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Probability that an entry is dropped."""
+
+
+MergeMethodSpec = Annotated[
+    Annotated[
+        ExactMergeSettings | FactorAverageSettings | SVDMergeSettings | TIESMergeSettings | DAREMergeSettings,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(named),
+]
+
+
+class MergeInputSettings(Settings):
+    """An adapter that goes into the merge."""
+
+    name: Name
+    """Name in the log."""
+    adapter: Name
+    """Adapter folder, 'asset:NAME' or hub id."""
+    weight: PositiveFloat | None = None
+    """Factor of its weight change, used as it is; null where all weigh 1 / number of adapters."""
+
+
+class MergeSettings(Settings):
+    """One adapter from several, without training: acts on the weight changes, never on their factors."""
+
+    run: RunSettings
+    """Run folder, and the seed of methods that draw."""
+    base: BaseModelSettings
+    """The pipeline that the adapters belong to."""
+    adapters: Annotated[tuple[MergeInputSettings, ...], Field(min_length=2)]
+    """What is merged."""
+    method: MergeMethodSpec = ExactMergeSettings(name="mean")
+    """'mean', 'weighted', 'svd', 'ties', 'dare' or 'factor-average'; a word, or a section with its name."""
+
+    def weights(self) -> tuple[float, ...] | None:
+        """Returns the weights of the adapters, or None if all weigh alike."""
+        given = tuple(each.weight for each in self.adapters if each.weight is not None)
+        return given or None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> MergeSettings:
+        problems = [
+            Problem(
+                ("adapters", at, "name"), "two adapters with one name", name, "distinct names", "rename one"
+            )
+            for at, name in duplicates([each.name for each in self.adapters])
+        ]
+        given = self.weights() or ()
+        method = self.method.name
+        if method == "mean" and given:
+            fix = "choose the method 'weighted', or remove the weights"
+            problems.append(Problem(("method",), "method 'mean' takes no weights", list(given), "none", fix))
+        elif len(given) not in ((len(self.adapters),) if method == "weighted" else (0, len(self.adapters))):
+            what, allowed = f"method {method!r} lacks weights", "a weight for every adapter"
+            problems.append(Problem(("adapters",), what, list(given), allowed, "add the missing weights"))
+        refuse(problems)
+        return self

@@ -1,0 +1,58 @@
+"""Settings of the miniature laboratory: how its parts are built, and its prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from flow_opd.config.base import Name, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from flow_opd.config.common import CheckpointSettings, RunSettings
+
+
+class PartSettings(Settings):
+    """How long one network of the miniature is trained."""
+
+    steps: PositiveInt
+    """Optimizer updates."""
+    batch_size: PositiveInt = 64
+    """Pictures of one update."""
+    learning_rate: PositiveFloat = 2e-3
+    """Learning rate after the warm-up; it decays linearly to 0."""
+
+
+class MiniatureSettings(Settings):
+    """The world, the VAE, the base and the reward models, all from seeds; finished parts are kept."""
+
+    run: RunSettings
+    """Run folder and seed."""
+    pictures: PositiveInt = 120_000
+    """Captioned pictures that VAE and base learn from."""
+    vae: PartSettings = PartSettings(steps=2400, batch_size=48)
+    """The image autoencoder."""
+    base: PartSettings = PartSettings(steps=12000)
+    """The velocity network, with its text encoders."""
+    deqa: PartSettings = PartSettings(steps=3000)
+    """The quality model."""
+    pickscore: PartSettings = PartSettings(steps=3000)
+    """The preference model."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """Saving for a resume."""
+
+
+class MiniaturePromptsSettings(Settings):
+    """Training and held-out prompts of the four domains; no prompt is in both."""
+
+    run: RunSettings
+    """Folder of the prompt files, and the seed."""
+    domains: Annotated[tuple[Name, ...], Field(min_length=1)] = (
+        "composition",
+        "text",
+        "preference",
+        "quality",
+    )
+    """Domains to write."""
+    train: PositiveInt = 1000
+    """Training prompts of each domain."""
+    held_out: NonNegativeInt = 500
+    """Held-out prompts of each domain."""

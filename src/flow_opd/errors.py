@@ -1,0 +1,49 @@
+"""The errors a user can cause, each with a message in four parts.
+
+A message says what is wrong, the value, what is allowed and what to do. Each error also belongs to
+a standard-library family, so that a script may catch `ValueError` without knowing this package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlowOPDError(Exception):
+    """Base of every error that a user can cause; the command line prints it without a traceback."""
+
+
+class ConfigError(FlowOPDError, ValueError):
+    """A configuration that cannot be read, or that asks for something impossible."""
+
+
+class DataError(FlowOPDError, ValueError):
+    """Prompts, images or files with the wrong content."""
+
+
+class AdapterError(FlowOPDError, ValueError):
+    """A LoRA that does not fit its base, its rank or its file."""
+
+
+class CheckpointError(FlowOPDError, RuntimeError):
+    """A checkpoint that is damaged or belongs to another run."""
+
+
+class RewardError(FlowOPDError, RuntimeError):
+    """A reward that failed; it raises and never returns a stand-in number."""
+
+
+class NonFiniteError(FlowOPDError, ArithmeticError):
+    """A loss or gradient that is not a finite number, seen before the optimizer step."""
+
+
+def explain(what: str, *, value: object, allowed: str, fix: str) -> str:
+    """Returns a message in the four parts: what is wrong, the value, what is allowed, what to do."""
+    return f"{what}: {value!r}. Allowed: {allowed}. To fix: {fix}."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean ...?' for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

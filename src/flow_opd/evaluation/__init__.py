@@ -1,0 +1,1 @@
+"""Scores with intervals, paired comparisons and the protocol card."""

@@ -1,0 +1,35 @@
+"""Which steps of a trajectory are stochastic, and how much noise each of them adds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flow_opd.types import Schedule
+
+
+def make_schedule(sigmas: Tensor, *, noise_level: float, stochastic_steps: tuple[int, int]) -> Schedule:
+    """Returns the grid with noise level a on steps first <= t < stop, and deterministic steps elsewhere.
+
+    Args:
+        sigmas: [T + 1], descending, from 1 to 0.
+        noise_level: a >= 0.
+        stochastic_steps: (first, stop) with 0 <= first <= stop <= T; (0, 0) is an ODE.
+
+    Raises:
+        ValueError: if the grid does not descend or the window lies outside it.
+    """
+    num_steps = sigmas.shape[0] - 1
+    if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        raise ValueError(f"sigmas must descend, got {sigmas.tolist()}")
+    first, stop = stochastic_steps
+    if not 0 <= first <= stop <= num_steps:
+        raise ValueError(f"stochastic steps {stochastic_steps} lie outside 0..{num_steps}")
+    noise_levels = torch.zeros(num_steps)
+    noise_levels[first:stop] = noise_level
+    return Schedule(sigmas.float(), noise_levels)
+
+
+def ode_schedule(sigmas: Tensor) -> Schedule:
+    """Returns the grid without noise: evaluation and image generation."""
+    return make_schedule(sigmas, noise_level=0.0, stochastic_steps=(0, 0))

@@ -1,0 +1,75 @@
+"""Hard routing: each prompt belongs to the one teacher of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from flow_opd.errors import DataError, explain, nearest
+from flow_opd.types import Conditioning, Prompt
+
+
+class HardRouter:
+    """alpha_k(c) = 1 for the teacher of the prompt's task, 0 for all others.
+
+    Source: Flow-OPD, arXiv 2605.08063 (task routing).
+    """
+
+    def __init__(self, teacher_of_task: Mapping[str, str]) -> None:
+        """Remembers task -> teacher; a teacher may have several tasks."""
+        self.teacher_of_task = dict(teacher_of_task)
+        self.teachers: tuple[str, ...] = tuple(dict.fromkeys(self.teacher_of_task.values()))
+
+    def weights(self, conditioning: Conditioning) -> Tensor:
+        """Returns alpha, one-hot rows, [M, K], float32.
+
+        Raises:
+            DataError: if a row's task has no teacher.
+        """
+        for task in conditioning.tasks:
+            if task not in self.teacher_of_task:
+                raise DataError(_no_teacher(task, self.teacher_of_task))
+        column = {teacher: index for index, teacher in enumerate(self.teachers)}
+        columns = [column[self.teacher_of_task[task]] for task in conditioning.tasks]
+        alpha = torch.zeros(len(columns), len(self.teachers), device=conditioning.embeds.device)
+        alpha[range(len(columns)), columns] = 1.0
+        return alpha
+
+
+def check_routes(prompts: Iterable[Prompt], teacher_of_task: Mapping[str, str]) -> None:
+    """Checks that every prompt has a teacher and every teacher, for each of its tasks, a prompt.
+
+    Raises:
+        DataError: naming all prompts' tasks without a teacher, and all teachers' tasks without a prompt.
+    """
+    example: dict[str, Prompt] = {}
+    for prompt in prompts:
+        example.setdefault(prompt.task, prompt)
+    problems = [
+        f"{_no_teacher(task, teacher_of_task)} The first such prompt: {prompt.text!r}."
+        for task, prompt in example.items()
+        if task not in teacher_of_task
+    ]
+    problems += [
+        explain(
+            f"teacher {teacher!r} has no prompt for its task",
+            value=task,
+            allowed=f"tasks that have prompts: {', '.join(sorted(example)) or 'none'}",
+            fix=f"{nearest(task, example).strip()} Add prompts of it or take it from the teacher".strip(),
+        )
+        for task, teacher in teacher_of_task.items()
+        if task not in example
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _no_teacher(task: str, teacher_of_task: Mapping[str, str]) -> str:
+    return explain(
+        "a prompt's task has no teacher",
+        value=task,
+        allowed=", ".join(sorted(teacher_of_task)) or "no task at all",
+        fix=f"{nearest(task, teacher_of_task).strip()} Correct the task or give it a teacher".strip(),
+    )

@@ -1,0 +1,176 @@
+"""From a run folder to one report.html that opens from disk: no scripts, no network, everything inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flow_opd.errors import DataError, explain
+from flow_opd.files import write_text
+from flow_opd.reports import numbers, plots
+from flow_opd.reports.grid import Pictures, png_bytes
+from flow_opd.reports.run import Cell, Metric, Results, Run, load_run
+
+TILE_WIDTH = 96  # pixels on the page
+
+
+def write_report(folder: Path, commands: Sequence[str] = ()) -> Path:
+    """Writes report.html into a run folder, atomically, and returns its path.
+
+    Args:
+        folder: holds results.json; metrics.jsonl, config.yaml, images/ and manifest.json are shown if there.
+        commands: shell lines that make this run again.
+
+    Raises:
+        DataError: if results.json is missing, a file is malformed, or the folder cannot be written.
+    """
+    page = render_report(load_run(folder), commands)
+    target = folder / "report.html"
+    try:
+        write_text(target, page)
+    except OSError as error:
+        raise DataError(
+            explain(
+                "a report that cannot be written",
+                value=str(target),
+                allowed="a folder with room and leave to write",
+                fix=f"choose another run folder ({error.strerror})",
+            )
+        ) from error
+    return target
+
+
+def render_report(run: Run, commands: Sequence[str] = ()) -> str:
+    """Returns the page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("flow_opd.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        num=numbers.number,
+        signed=numbers.signed,
+        interval=numbers.interval,
+        percent=numbers.percent,
+        duration=numbers.duration,
+    )
+    results = run.results
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        results=results,
+        protocol=results.protocol,
+        headline=numbers.headline(results),
+        columns=_score_columns(results),
+        forest=_forest(results),
+        kept=_kept(results),
+        panels=[(panel, Markup(panel.svg)) for panel in plots.curve_panels(run.curves)],
+        pictures=_tiles(run.pictures),
+        tile_width=TILE_WIDTH,
+        commands=commands,
+        facts=_facts(run.manifest),
+    )
+
+
+def _score_columns(results: Results) -> list[dict[str, Any]]:
+    """The columns of the main table, cells with the place of their interval on the column's own scale."""
+    best = numbers.best_rows(results)
+    columns = [(one.name, one.label, one.domain, one.decimals) for one in results.averaged]
+    columns.append(("average", "Average", "all", numbers.AVERAGE_DECIMALS))
+    described = []
+    for metric, label, domain, decimals in columns:
+        cells = {row.name: numbers.cell_of(row, metric) for row in results.rows}
+        measured = [cell for cell in cells.values() if cell is not None]
+        low, high = (
+            min((one.low for one in measured), default=0),
+            max((one.high for one in measured), default=1),
+        )
+        described.append(
+            {
+                "label": label,
+                "domain": domain,
+                "decimals": decimals,
+                "best": best.get(metric),
+                "cells": {name: cell and _placed(cell, low, high) for name, cell in cells.items()},
+            }
+        )
+    return described
+
+
+def _placed(cell: Cell, low: float, high: float) -> dict[str, Any]:
+    """A cell with the ends and the middle of its interval in percent of a track from low to high."""
+    left, middle, right = (plots.span_percent(value, low, high) for value in (cell.low, cell.mean, cell.high))
+    return {"cell": cell, "left": left, "middle": middle, "width": right - left}
+
+
+def _forest(results: Results) -> Markup | None:
+    """The paired differences, one panel per metric on its own prompts, the average first."""
+    pairs = list(dict.fromkeys(one.pair for one in results.differences))
+    titles = {"average": "average", **{one.name: one.label for one in results.averaged}}
+    panels: dict[str, list[plots.Effect | None]] = {}
+    for metric, title in titles.items():
+        found = [results.difference(pair, metric) for pair in pairs]
+        if any(found):
+            panels[title] = [
+                None if one is None else plots.Effect(one.mean, one.low, one.high) for one in found
+            ]
+    if not panels:
+        return None
+    return Markup(plots.forest(panels, [f"{first} − {second}" for first, second in pairs]))
+
+
+def _kept(results: Results) -> dict[str, Any]:
+    """The retained gains on one track from 0 to a little above the highest, with 100 % marked."""
+    ends = [one.high for one in results.retention.values() if one.high is not None]
+    starts = [one.low for one in results.retention.values() if one.low is not None]
+    low, high = min([0.0, *starts]), max([1.2, *ends])
+    rows = []
+    for domain, one in results.retention.items():
+        track = None
+        if one.mean is not None and one.low is not None and one.high is not None:
+            track = _placed(Cell(mean=one.mean, low=one.low, high=one.high, n=one.n), low, high)
+        rows.append(
+            {"domain": domain, "retention": one, "metric": _metric(results, one.metric), "track": track}
+        )
+    return {"rows": rows, "all": plots.span_percent(1.0, low, high)}
+
+
+def _metric(results: Results, name: str) -> Metric:
+    for metric in results.protocol.metrics:
+        if metric.name == name:
+            return metric
+    known = ", ".join(metric.name for metric in results.protocol.metrics)
+    raise DataError(
+        explain("a metric without a definition", value=name, allowed=known, fix="evaluate the run again")
+    )
+
+
+def _tiles(pictures: Pictures | None) -> dict[str, Any] | None:
+    """The picture grid with every tile as a data URI."""
+    if pictures is None or not pictures.rows:
+        return None
+    rows = [
+        {
+            "row": row,
+            "tiles": [
+                "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode() for image in row.images
+            ],
+        }
+        for row in pictures.rows
+    ]
+    return {
+        "columns": pictures.columns,
+        "rows": rows,
+        "pixelated": pictures.rows[0].images.shape[2] <= TILE_WIDTH,
+    }
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of the manifest; nested ones stay in the file."""
+    return {key: value for key, value in manifest.items() if isinstance(value, str | int | float)}

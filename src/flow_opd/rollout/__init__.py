@@ -1,0 +1,1 @@
+"""Trajectories: sampling them, and the fused on-policy walk."""

@@ -1,0 +1,147 @@
+"""Rollouts whose advantages come from the teachers: distillation by policy gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flow_opd.flow.gaussian import log_prob_mean, transition_kl
+from flow_opd.protocols import Backbone, VelocityField
+from flow_opd.registry import Registry
+from flow_opd.rollout.sampler import micro_rows, rollout
+from flow_opd.rollout.transitions import transitions
+from flow_opd.rollout.walks import Walks
+from flow_opd.types import StepDistribution, TransitionBatch
+
+
+class Correction(Protocol):
+    """What a teacher says about one sampled step."""
+
+    def __call__(self, student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
+        """Returns the advantage of each row, [M], without gradient."""
+        ...
+
+
+CORRECTIONS: Registry[Correction] = Registry("correction")
+
+
+@CORRECTIONS.register("sampled-log-ratio")
+def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
+    """Returns log pi_teacher(a) - log pi_student(a) of the action taken, summed over dimensions, [M].
+
+    Its expectation under the student is minus the transition KL, and its policy gradient is, in
+    expectation, minus the KL's gradient: at the behaviour policy the two estimators agree.
+    """
+    dimensions = next_latents[0].numel()
+    return dimensions * (log_prob_mean(teacher, next_latents) - log_prob_mean(student, next_latents))
+
+
+@CORRECTIONS.register("detached-state-kl")
+def detached_state_kl(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
+    """Returns minus the transition KL at the state, [M]: a negative control that does not learn.
+
+    The advantage does not depend on the action, so E[A grad log pi] = A E[grad log pi] = 0: the
+    expected gradient at the behaviour policy is exactly zero.
+
+    Source: Flow-OPD v1, arXiv 2605.08063, as written there.
+    """
+    return -transition_kl(student, teacher)
+
+
+class CorrectedRollouts:
+    """Rollouts of the student, each stochastic step weighed by its routed teacher."""
+
+    def __init__(
+        self,
+        student: VelocityField,
+        teachers: VelocityField,
+        backbone: Backbone,
+        walks: Walks,
+        correction: Correction,
+        *,
+        updates_per_round: int,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            student: the policy that is trained.
+            teachers: the routed teachers.
+            backbone: encodes prompts.
+            walks: how to walk; all stochastic steps are trained.
+            correction: turns a step of both into an advantage.
+            updates_per_round: optimizer steps that share the trajectories.
+        """
+        self.student = student
+        self.teachers = teachers
+        self.backbone = backbone
+        self.walks = walks
+        self.correction = correction
+        self.updates_per_round = updates_per_round
+        levels = walks.schedule.noise_levels
+        self.trained_steps = [step for step in range(len(levels)) if levels[step] > 0]
+        self._readings: dict[str, float] = {}
+
+    @property
+    def readings(self) -> Mapping[str, float]:
+        """Mean advantage of the round."""
+        return self._readings
+
+    def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
+        """Yields the updates of round `index`."""
+        batches = [batch for rows in self._micro(index) for batch in rows]
+        advantages = torch.cat([batch.advantage for batch in batches if batch.advantage is not None])
+        self._readings = {"advantage": float(advantages.mean())}
+        for share in torch.arange(len(batches)).tensor_split(self.updates_per_round):
+            yield iter([batches[i] for i in share.tolist()])
+
+    @torch.no_grad()
+    def _micro(self, index: int) -> list[list[TransitionBatch]]:
+        prompts = self.walks.prompts_of_round(index)
+        conditioning = self.backbone.encode_prompts(prompts)
+        collected = []
+        for rows in micro_rows(len(prompts), self.walks.micro_batch_size):
+            chosen = [prompts[row] for row in rows]
+            drawn = rollout(
+                self.student,
+                conditioning.rows(list(rows)),
+                chosen,
+                latent_shape=self.backbone.latent_shape,
+                schedule=self.walks.schedule,
+                dynamics=self.walks.dynamics,
+                generators=[self.walks.seeder(index, row) for row in rows],
+            )
+            advantages = torch.zeros(len(chosen), len(self.walks.schedule))
+            everyone = range(len(chosen))
+            for step in self.trained_steps:
+                (batch,) = transitions(
+                    drawn,
+                    advantages,
+                    rows=everyone,
+                    steps=range(step, step + 1),
+                    micro_batch_size=len(chosen),
+                )
+                advantages[:, step] = self._advantage(batch)
+            first, stop = self.trained_steps[0], self.trained_steps[-1] + 1
+            collected.append(
+                list(
+                    transitions(
+                        drawn,
+                        advantages,
+                        rows=everyone,
+                        steps=range(first, stop),
+                        micro_batch_size=len(chosen),
+                    )
+                )
+            )
+        return collected
+
+    def _advantage(self, batch: TransitionBatch) -> Tensor:
+        assert batch.next_latents is not None
+        grid = (batch.sigma, batch.sigma_next, batch.noise_level)
+        here = (batch.latents, batch.sigma, batch.conditioning)
+        student = self.walks.dynamics(batch.latents, self.student.velocity(*here), *grid)
+        teacher = self.walks.dynamics(batch.latents, self.teachers.velocity(*here), *grid)
+        return self.correction(student, teacher, batch.next_latents)

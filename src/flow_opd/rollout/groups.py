@@ -1,0 +1,108 @@
+"""Groups of images for each prompt, scored: the source of Flow-GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from flow_opd.flow.advantages import group_advantages
+from flow_opd.protocols import Backbone, Scorer, VelocityField
+from flow_opd.rollout.sampler import micro_rows, rollout
+from flow_opd.rollout.transitions import transitions
+from flow_opd.rollout.walks import Walks
+from flow_opd.types import Prompt, Rollout, TransitionBatch
+
+
+class GroupRollouts:
+    """Rollouts of the current policy with group-relative advantages, split into the round's updates."""
+
+    def __init__(
+        self,
+        student: VelocityField,
+        backbone: Backbone,
+        walks: Walks,
+        scorer: Scorer,
+        *,
+        group_size: int,
+        trained_steps: range,
+        updates_per_round: int,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            student: the policy that is trained, and the behaviour policy of its own rollouts.
+            backbone: encodes prompts and decodes images.
+            walks: how to walk; each prompt of a round starts a group.
+            scorer: the teacher's reward.
+            group_size: images per prompt.
+            trained_steps: stochastic steps that enter the update.
+            updates_per_round: optimizer steps that share the images.
+        """
+        self.student = student
+        self.backbone = backbone
+        self.walks = walks
+        self.scorer = scorer
+        self.group_size = group_size
+        self.trained_steps = trained_steps
+        self.updates_per_round = updates_per_round
+        self._readings: dict[str, float] = {}
+
+    @property
+    def readings(self) -> Mapping[str, float]:
+        """Mean reward of the round, its spread within groups, and the share of groups without spread."""
+        return self._readings
+
+    def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
+        """Yields the updates of round `index`."""
+        prompts = [prompt for prompt in self.walks.prompts_of_round(index) for _ in range(self.group_size)]
+        parts = [
+            self._collect(index, prompts, rows)
+            for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
+        ]
+        rewards = torch.cat([reward for _, reward in parts])
+        groups = torch.arange(len(prompts)) // self.group_size
+        advantages = group_advantages(rewards, groups)
+        spread = rewards.view(-1, self.group_size).std(1, correction=0)
+        self._readings = {
+            "reward": float(rewards.mean()),
+            "reward_spread": float(spread.mean()),
+            "silent_groups": float((spread < 1e-6).float().mean()),
+        }
+        joined = _joined([part for part, _ in parts])
+        dense = advantages[:, None].expand(-1, len(self.walks.schedule))
+        for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
+            yield transitions(
+                joined,
+                dense,
+                rows=share.tolist(),
+                steps=self.trained_steps,
+                micro_batch_size=self.walks.micro_batch_size,
+            )
+
+    def _collect(self, index: int, prompts: list[Prompt], rows: range) -> tuple[Rollout, Tensor]:
+        chosen = [prompts[row] for row in rows]
+        with torch.no_grad():
+            conditioning = self.backbone.encode_prompts(chosen)
+        drawn = rollout(
+            self.student,
+            conditioning,
+            chosen,
+            latent_shape=self.backbone.latent_shape,
+            schedule=self.walks.schedule,
+            dynamics=self.walks.dynamics,
+            generators=[self.walks.seeder(index, row) for row in rows],
+        )
+        return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0), chosen).total
+
+
+def _joined(parts: list[Rollout]) -> Rollout:
+    first = parts[0]
+    return Rollout(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        type(first.conditioning).cat([part.conditioning for part in parts]),
+        first.schedule,
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.log_prob_mean for part in parts]),
+    )

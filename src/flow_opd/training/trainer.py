@@ -1,0 +1,181 @@
+"""The training loop. There is one: sources say what it sees, objectives what it minimises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.errors import CheckpointError, NonFiniteError, explain
+from flow_opd.protocols import BatchSource, Callback, Objective
+from flow_opd.training.checkpoint import (
+    CheckpointFolder,
+    Progress,
+    Snapshot,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from flow_opd.training.ema import EMA
+from flow_opd.training.nonfinite import save_batch
+from flow_opd.training.optimizer import build_optimizer, learning_rate
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long a training runs, how it steps and how often it is saved."""
+
+    rounds: int
+    updates_per_round: int = 1
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    ema: EMASettings | None = None
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.rounds * self.updates_per_round
+
+
+class Trainer:
+    """Runs rounds: take batches from the source, minimise the objective, checkpoint between rounds."""
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, Parameter],
+        source: BatchSource,
+        objective: Objective,
+        settings: LoopSettings,
+        folder: Path,
+        identity: str,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Builds the optimizer and the average; nothing runs yet.
+
+        Args:
+            parameters: what is trained, by stable names.
+            source: yields updates for a round index.
+            objective: loss of a micro-batch.
+            settings: length, optimizer, average, checkpoints.
+            folder: the run folder; checkpoints go below it.
+            identity: fingerprint of everything that a checkpoint must agree with.
+            callbacks: watchers.
+        """
+        self.parameters = dict(parameters)
+        self.source = source
+        self.objective = objective
+        self.settings = settings
+        self.folder = folder
+        self.identity = identity
+        self.callbacks = list(callbacks)
+        self.progress = Progress()
+        self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
+        self.average = EMA(self.parameters, settings.ema) if settings.ema else None
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", keep=settings.checkpoint.keep)
+
+    def resume(self) -> bool:
+        """Restores the newest checkpoint, if there is one, and says whether there was.
+
+        Raises:
+            CheckpointError: if it is damaged or of another training.
+        """
+        snapshot = self.checkpoints.load(identity=self.identity)
+        if snapshot is None:
+            return False
+        if set(snapshot.parameters) != set(self.parameters):
+            raise CheckpointError(
+                explain(
+                    "the checkpoint holds other parameters",
+                    value=sorted(set(snapshot.parameters) ^ set(self.parameters))[:4],
+                    allowed="the parameters that this training trains",
+                    fix="use the base and adapter settings that the checkpoint was written with",
+                )
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(snapshot.parameters[name])
+            if self.average:
+                for name, value in self.average.average.items():
+                    value.copy_(snapshot.average[name])
+        restore_optimizer(self.optimizer, self.parameters, snapshot.optimizer)
+        self.progress = snapshot.progress
+        return True
+
+    def run(self) -> None:
+        """Trains until all rounds are done, from wherever `resume` left the progress.
+
+        Raises:
+            NonFiniteError: if a gradient is not finite; the batch is saved and no weight has changed.
+        """
+        settings = self.settings
+        last_saved = time.monotonic()
+        while self.progress.round < settings.rounds:
+            started = time.monotonic()
+            for update in self.source.round(self.progress.round):
+                self._update(update)
+            self.progress.round += 1
+            self.progress.seconds += time.monotonic() - started
+            finished = self.progress.round == settings.rounds
+            if finished or time.monotonic() - last_saved >= 60 * settings.checkpoint.every_minutes:
+                self.save()
+                last_saved = time.monotonic()
+        for callback in self.callbacks:
+            callback.on_end()
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present state."""
+        snapshot = Snapshot(
+            progress=self.progress,
+            parameters=self.parameters,
+            optimizer=optimizer_tensors(self.optimizer, self.parameters),
+            average=self.average.average if self.average else {},
+        )
+        return self.checkpoints.save(snapshot, identity=self.identity)
+
+    def _update(self, micro_batches: Iterable[Any]) -> None:
+        """One optimizer step; gradients are sums over micro-batches, divided once by the total count."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        count = 0
+        batch: Any = None
+        for batch in micro_batches:
+            output = self.objective(batch)
+            output.total.backward()  # type: ignore[no-untyped-call]
+            count += output.count
+            for name, value in output.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        assert gradients, "no gradient reached a trained parameter"
+        torch._foreach_div_(gradients, float(count))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.optimizer.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            self._stop_at(batch)
+        rate = learning_rate(self.settings.optimizer, self.progress.step, self.settings.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.progress.step += 1
+        if self.average:
+            self.average.update(self.progress.step)
+        metrics = {name: value / count for name, value in sums.items()}
+        metrics |= self.source.readings
+        metrics |= {"grad_norm": float(norm), "learning_rate": rate, "rows": float(count)}
+        for callback in self.callbacks:
+            callback.on_update(self.progress.step, metrics)
+
+    def _stop_at(self, batch: Any) -> None:
+        where = save_batch(batch, self.folder / f"nonfinite-step-{self.progress.step}.safetensors")
+        raise NonFiniteError(
+            explain(
+                f"a gradient of step {self.progress.step} is not finite; the weights are unchanged",
+                value=f"last micro-batch saved to {where}",
+                allowed="finite losses and gradients",
+                fix="look at the saved batch; lower the learning rate or use bfloat16 instead of float16",
+            )
+        )

@@ -1,0 +1,156 @@
+"""The nouns: frozen dataclasses that travel between folders.
+
+Axes: B trajectories, T steps, M transitions, C H W latent, L D text tokens, P pooled text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence, the task that it belongs to, and what its reward needs to judge an image of it."""
+
+    text: str
+    task: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts, with the task of each row: routing is a function of the condition."""
+
+    embeds: Tensor  # [B, L, D]
+    pooled: Tensor  # [B, P]
+    tasks: tuple[str, ...]  # B
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
+        """Returns the rows at `index`, [N], in that order; an index may occur several times."""
+        where = torch.as_tensor(index, dtype=torch.long, device=self.embeds.device)
+        return Conditioning(
+            self.embeds[where], self.pooled[where], tuple(self.tasks[i] for i in where.tolist())
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Returns all rows of `parts`, one after another."""
+        return Conditioning(
+            torch.cat([part.embeds for part in parts]),
+            torch.cat([part.pooled for part in parts]),
+            tuple(task for part in parts for task in part.tasks),
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise levels that a trajectory visits, and how much noise each step adds."""
+
+    sigmas: Tensor  # [T + 1], descending, 1 = noise, ends in 0
+    noise_levels: Tensor  # [T], a of each step; 0 = deterministic step
+
+    def __len__(self) -> int:
+        return self.noise_levels.shape[0]
+
+
+@dataclass(frozen=True)
+class StepDistribution:
+    """The Gaussian of one reverse step."""
+
+    mean: Tensor  # [M, C, H, W]
+    std: Tensor  # [M, 1, 1, 1]; 0 = deterministic step
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Trajectories of a behaviour policy, with everything needed to weigh and train on them."""
+
+    prompts: tuple[Prompt, ...]  # B
+    conditioning: Conditioning  # B rows
+    schedule: Schedule
+    latents: Tensor  # [B, T + 1, C, H, W]
+    log_prob_mean: Tensor  # [B, T], under the behaviour policy, mean over latent dimensions; 0 where std = 0
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean latents at the end, [B, C, H, W]."""
+        return self.latents[:, -1]
+
+
+@dataclass(frozen=True)
+class TransitionBatch:
+    """Steps of trajectories, as rows. Optional fields are there where an objective asks for them."""
+
+    latents: Tensor  # [M, C, H, W]
+    sigma: Tensor  # [M]
+    sigma_next: Tensor  # [M]
+    noise_level: Tensor  # [M]
+    conditioning: Conditioning  # M rows
+    velocity: Tensor | None = None  # [M, C, H, W], the student's with its graph, from the fused walk
+    next_latents: Tensor | None = None  # [M, C, H, W], the sampled successor
+    behaviour_log_prob: Tensor | None = None  # [M], mean over latent dimensions
+    advantage: Tensor | None = None  # [M]
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Clean latents with the noise and the noise level drawn for them."""
+
+    x0: Tensor  # [M, C, H, W]
+    noise: Tensor  # [M, C, H, W]
+    sigma: Tensor  # [M]
+    conditioning: Conditioning  # M rows
+    velocity: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+    @property
+    def latents(self) -> Tensor:
+        """The state on the path, x_sigma = (1 - sigma) x0 + sigma noise, [M, C, H, W]."""
+        sigma = self.sigma.view(-1, 1, 1, 1)
+        return (1 - sigma) * self.x0 + sigma * self.noise
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss as sum and count, so that ragged batches add up to exactly the loss of one big batch."""
+
+    total: Tensor  # scalar with graph, summed over rows
+    count: int  # rows
+    metrics: Mapping[str, float] = field(default_factory=dict)  # sums over the same rows
+
+    def scaled(self, weight: float) -> LossOutput:
+        """Returns the same output with its loss (not its metrics) times `weight`."""
+        return replace(self, total=self.total * weight)
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """Scores of one reward with the scale that they live on and a mask of what could be judged."""
+
+    name: str
+    values: Tensor  # [B], float32
+    valid: Tensor  # [B], bool; False = this reward does not apply to the prompt
+    scale: tuple[float, float]  # lowest and highest possible value
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # further [B] readings, e.g. "strict"
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Scores of several rewards for the same images, and their weighted total."""
+
+    scores: Mapping[str, RewardScores]
+    total: Tensor  # [B], weighted sum
+    valid: Tensor  # [B], all rewards apply

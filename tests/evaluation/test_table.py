@@ -1,0 +1,167 @@
+"""The content of results.json: numbers by hand, pairs, roles, and a layout that readers rely on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flow_opd.errors import DataError
+from flow_opd.evaluation.intervals import Scores
+from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
+from flow_opd.evaluation.table import Results, Roles, ScoresByDomain, build_results
+
+OWN = {"composition": "geneval", "text": "ocr", "preference": "pickscore", "quality": "deqa"}
+BASE = {"geneval": 0.63, "ocr": 0.59, "pickscore": 21.64, "deqa": 4.07}
+CARD = ProtocolCard(
+    steps=20, dynamics="ode", guidance={"base": 4.5}, resolution=(32, 32), prompts={}, seeds=(0,)
+)
+
+
+def evaluated(means: dict[str, float], seed: int, n: int = 100) -> dict[str, dict[str, Scores]]:
+    """Scores whose mean is exactly as given, with the same hard prompts for every row."""
+    noise = np.random.default_rng(seed).normal(0, 0.02, n)
+    noise -= noise.mean()
+    scores: dict[str, dict[str, Scores]] = {}
+    for domain, metric in OWN.items():
+        hard = np.random.default_rng(len(domain)).normal(0, 0.1, n)
+        values = means[metric] + (hard - hard.mean()) + noise
+        ids = [f"{index}" for index in range(n)]
+        scores[domain] = {metric: Scores.of(ids, [0] * n, values)}
+        scores[domain]["deqa"] = scores[domain].get("deqa", Scores.of(ids, [0] * n, 4.0 + hard))
+    return scores
+
+
+def results(rows: dict[str, ScoresByDomain], roles: Roles) -> Results:
+    return build_results(rows, roles=roles, protocol=CARD, wall_seconds=12.5, peak_rss_mb=900.0)
+
+
+def shifted(amount: float) -> dict[str, float]:
+    return {name: value + amount for name, value in BASE.items()}
+
+
+@pytest.fixture
+def table() -> Results:
+    rows: dict[str, ScoresByDomain] = {
+        "base": evaluated(BASE, 0),
+        "teacher-ocr": {"text": evaluated(shifted(0.25), 1)["text"]},
+        "merge": evaluated(shifted(0.1), 2),
+        "student": evaluated(shifted(0.2), 3),
+    }
+    return results(rows, Roles("base", "student", "merge", {"text": "teacher-ocr"}))
+
+
+def test_average_of_the_base_by_hand(table: Results) -> None:
+    average = table.rows[0].average
+    assert average is not None
+    assert round(average.mean, 4) == 0.7166
+    assert average.low < average.mean < average.high
+    assert average.n == 400
+
+
+def test_a_row_without_all_domains_has_no_average(table: Results) -> None:
+    by_name = {row.name: row for row in table.rows}
+    assert by_name["teacher-ocr"].average is None
+    assert set(table.to_json()["average"]) == {"base", "merge", "student"}
+
+
+def test_difference_of_averages_by_hand_and_narrower_than_the_averages(table: Results) -> None:
+    [item] = [d for d in table.differences if d.pair == ("student", "base") and d.metric == "average"]
+    assert item.domain is None
+    assert item.cell.mean == pytest.approx((0.2 + 0.2 + 0.2 / 5 + 0.2 / 26) / 4)
+    base = table.rows[0].average
+    assert base is not None
+    assert item.cell.high - item.cell.low < base.high - base.low
+
+
+def test_an_average_interval_adds_the_variances_of_its_domains(table: Results) -> None:
+    base = table.rows[0]
+    assert base.average is not None
+    widths = [
+        (base.cells[domain][metric].high - base.cells[domain][metric].low) / divisor / 4
+        for domain, metric, divisor in [
+            ("composition", "geneval", 1),
+            ("text", "ocr", 1),
+            ("quality", "deqa", 5),
+            ("preference", "pickscore", 26),
+        ]
+    ]
+    expected = float(np.sqrt(np.square(widths).sum()))
+    assert base.average.high - base.average.low == pytest.approx(expected, rel=0.08)
+
+
+def test_rows_are_compared_where_both_were_measured(table: Results) -> None:
+    against_teacher = [d for d in table.differences if d.pair == ("student", "teacher-ocr")]
+    assert {(d.domain, d.metric) for d in against_teacher} == {("text", "ocr"), ("text", "deqa")}
+
+
+def test_retention_per_domain_that_has_a_teacher(table: Results) -> None:
+    assert set(table.retention) == {"text"}
+    kept = table.retention["text"]
+    assert kept.mean == pytest.approx(0.2 / 0.25)
+    assert kept.low is not None and kept.high is not None and kept.low < 0.8 < kept.high
+    assert kept.teacher == "teacher-ocr"
+
+
+def test_layout_of_results_json(table: Results) -> None:
+    data = json.loads(json.dumps(table.to_json(), allow_nan=False))
+    assert set(data) == {
+        "rows",
+        "differences",
+        "retention",
+        "average",
+        "roles",
+        "protocol",
+        "wall_seconds",
+        "peak_rss_mb",
+    }
+    cell = {"mean", "low", "high", "n", "missing"}
+    for row in data["rows"]:
+        assert set(row) == {"name", "metrics", "average", "cells"}
+        assert all(set(one) == cell for one in row["metrics"].values())
+        assert all(set(one) == cell for by in row["cells"].values() for one in by.values())
+    for item in data["differences"]:
+        assert set(item) == {"pair", "metric", "domain"} | cell
+    assert data["rows"][0]["metrics"]["deqa"] == data["rows"][0]["cells"]["quality"]["deqa"]
+    assert data["protocol"]["hash"] == CARD.short_hash()
+
+
+def test_a_metric_that_judged_nothing_off_its_domain_has_no_cell_but_on_its_own_it_is_an_error() -> None:
+    base, student = evaluated(BASE, 0), evaluated(shifted(0.1), 1)
+    empty = Scores.of(["0", "1"], [0, 0], [np.nan, np.nan], [False, False])
+    base["quality"]["ocr"] = empty
+    table = results({"base": base, "student": student}, Roles("base", "student"))
+    assert "ocr" not in table.rows[0].cells["quality"]
+    base["text"]["ocr"] = empty
+    with pytest.raises(DataError, match="too few judged"):
+        results({"base": base, "student": student}, Roles("base", "student"))
+
+
+def test_a_role_without_a_row_is_refused() -> None:
+    with pytest.raises(DataError, match="Did you mean 'student'"):
+        results({"base": evaluated(BASE, 0), "student": evaluated(BASE, 1)}, Roles("base", "studnet"))
+
+
+def test_rows_over_other_prompts_are_refused() -> None:
+    rows: dict[str, ScoresByDomain] = {"base": evaluated(BASE, 0), "student": evaluated(BASE, 1, n=99)}
+    with pytest.raises(DataError, match="same prompts and seeds"):
+        results(rows, Roles("base", "student"))
+
+
+def test_the_card_hash_changes_with_the_protocol_and_not_with_the_order_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("{}\n")
+    entry = PromptFile.of(file, 1)
+    assert entry.sha256.startswith("ca3d163b") and entry.name == "prompts.jsonl"
+
+    def card(steps: int, prompts: dict[str, PromptFile]) -> ProtocolCard:
+        return ProtocolCard(steps, "ode", {"base": 4.5}, (32, 32), prompts, (0, 1))
+
+    both, swapped = {"a": entry, "b": entry}, {"b": entry, "a": entry}
+    assert card(20, both).short_hash() == card(20, swapped).short_hash()
+    assert card(20, both).short_hash() != card(40, both).short_hash()
+    assert len(card(20, both).short_hash()) == 12
+    with pytest.raises(DataError, match="not there"):
+        PromptFile.of(tmp_path / "none.jsonl", 1)

@@ -1,0 +1,50 @@
+"""Written numbers, the headline in its cases, and the table in the terminal."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flow_opd.reports.numbers import duration, headline, number, percent, signed
+from flow_opd.reports.run import Results, load_results
+from flow_opd.reports.terminal import results_view
+
+
+def test_how_numbers_are_written() -> None:
+    assert [number(-0.1234, 2), signed(0.1234, 2), signed(-1, 1), percent(0.936)] == [
+        "−0.12",
+        "+0.12",
+        "−1.0",
+        "94\N{NO-BREAK SPACE}%",
+    ]
+    assert [duration(7.2), duration(511.9), duration(7260)] == ["7 s", "8 min 31 s", "2 h 1 min"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verb"),
+    [(0.1, 0.3, "lifts"), (-0.3, -0.1, "lowers"), (-0.1, 0.1, "does not clearly change")],
+)
+def test_the_headline_claims_no_more_than_the_interval(
+    run_folder: Path, low: float, high: float, verb: str
+) -> None:
+    data = json.loads((run_folder / "results.json").read_text())
+    for one in data["differences"]:
+        if one["metric"] == "average" and one["pair"] == ["student", "base"]:
+            one["low"], one["high"] = low, high
+    assert headline(Results.model_validate(data)).startswith(f"Distillation {verb} the average score")
+
+
+def test_the_terminal_shows_rows_differences_and_retention(run_folder: Path) -> None:
+    results = load_results(run_folder / "results.json")
+    console = Console(width=140, file=StringIO())
+    console.print(results_view(results))
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    student = results.row("student")
+    assert student is not None and student.average is not None
+    assert f"{student.average.mean:.3f}" in text and "teacher-quality" in text
+    assert "student − merge" in text and percent(results.retention["text"].mean or 0) in text
