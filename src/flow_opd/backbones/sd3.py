@@ -36,6 +36,7 @@ class SD3Backbone:
         self.max_sequence_length = max_sequence_length
         config = pipe.transformer.config
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.image_size = config.sample_size * pipe.vae_scale_factor  # pixels, height and width
         self.device = pipe.device
         self.dtype = pipe.dtype
 

@@ -37,8 +37,8 @@ class BaseModelSettings(Settings):
     """File variant of the weights, such as 'fp16'."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the frozen weights."""
-    max_sequence_length: NonNegativeInt = 128
-    """T5 tokens per prompt; 0 for a base without T5, which then needs no padding."""
+    max_sequence_length: NonNegativeInt
+    """T5 tokens per prompt: 128 for Stable Diffusion 3.5, 0 for a base without T5, which needs no padding."""
     resolution: PositiveInt | None = None
     """Side of the square images in pixels; null takes the base's own."""
 

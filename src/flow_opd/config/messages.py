@@ -56,7 +56,7 @@ def _data_path(details: ErrorDetails, data: Any) -> KeyPath:
         if absent or holds(data, key):
             path.append(key)
             data = item_at(data, (key,))
-    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found") and not isinstance(data, str):
         path.append(details["ctx"]["discriminator"].strip("'"))
     return tuple(path)
 

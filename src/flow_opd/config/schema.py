@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from flow_opd.config.base import KeyPath
+from flow_opd.config.base import KeyPath, named
 
 
 def model_at(model: type[BaseModel], data: Any, path: KeyPath) -> type[BaseModel] | None:
@@ -62,6 +62,7 @@ def _choose(annotation: Any, data: Any) -> Any:
     models = [
         each for each in alternatives(annotation) if isinstance(each, type) and issubclass(each, BaseModel)
     ]
+    data = named(data)
     if len(models) <= 1 or not isinstance(data, Mapping):
         return models[0] if models else alternatives(annotation)[0]
     for each in models:

@@ -1,0 +1,107 @@
+"""From settings to the objects that several stages need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flow_opd.adapters.settings import LoraSettings
+from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config import common
+from flow_opd.config.base import Settings
+from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings, RewardSpec
+from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.flow.schedule import make_schedule
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.protocols import Reward
+from flow_opd.rewards.deqa import DeQAReward
+from flow_opd.rewards.detectors import PaletteDetector
+from flow_opd.rewards.geneval import GenEvalReward
+from flow_opd.rewards.ocr import LineReader, OCRReward
+from flow_opd.rewards.pickscore import PickScoreReward
+from flow_opd.rollout.walks import Walks
+from flow_opd.training.seeding import generator
+from flow_opd.types import Prompt
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_backbone(base: common.BaseModelSettings) -> SD3Backbone:
+    """Returns the frozen base."""
+    return SD3Backbone.from_pretrained(
+        locate_model(base.path, key="base.path"),
+        max_sequence_length=base.max_sequence_length,
+        dtype=DTYPES[base.dtype],
+        revision=base.revision,
+        variant=base.variant,
+    )
+
+
+def lora_settings(lora: common.LoraSettings) -> LoraSettings:
+    """Returns rank, alpha and targets as the adapter bank takes them."""
+    return LoraSettings(rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules)
+
+
+def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
+    """Returns the prompts of all files, in order."""
+    return [
+        prompt
+        for file in files
+        for prompt in read_prompts(locate(file.path, key="prompts.path"), task=file.task, limit=file.limit)
+    ]
+
+
+def build_reward(spec: RewardSpec) -> Reward:
+    """Returns the reward that a specification describes."""
+    if isinstance(spec, GenEvalSettings):
+        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")), reading=spec.reading)
+    if isinstance(spec, OCRSettings):
+        return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
+    if isinstance(spec, DeQASettings):
+        return DeQAReward.from_folder(locate(spec.path, key="path"))
+    assert isinstance(spec, PickScoreSettings), spec
+    return PickScoreReward(locate_model(spec.path, key="path"))
+
+
+def build_walks(
+    backbone: SD3Backbone,
+    groups: PromptGroups,
+    sampling: common.SamplingSettings,
+    *,
+    seed: int,
+    micro_batch_size: int,
+) -> Walks:
+    """Returns how the student walks in training; trajectory i of round r has its own noise."""
+
+    def seeder(index: int, row: int) -> torch.Generator:
+        return generator(seed, "walk", index, row)
+
+    return Walks(
+        prompts_of_round=groups.round,
+        seeder=seeder,
+        schedule=make_schedule(
+            backbone.sigmas(sampling.num_steps),
+            noise_level=sampling.noise_level,
+            stochastic_steps=sampling.stochastic_range(),
+        ),
+        dynamics=DYNAMICS.get(sampling.dynamics),
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def fingerprint(settings: Settings) -> str:
+    """Returns a hash of everything in `settings` that decides the numbers of a training.
+
+    Where the run is written, how many threads work and how often it is saved do not.
+    """
+    relevant: dict[str, Any] = settings.model_dump(mode="json")
+    relevant.pop("checkpoint", None)
+    for key in ("out", "threads"):
+        relevant.get("run", {}).pop(key, None)
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,33 @@
+"""The demonstration: merge, distil, evaluate, report, in one run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from flow_opd.config.demo import DemoSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.stages.distill import distill
+from flow_opd.stages.evaluate import evaluate
+from flow_opd.stages.training import open_run
+
+RUN_PREFIX = "run:"
+
+
+def run(settings: DemoSettings, *, resume: bool) -> Path:
+    """Runs the whole method and returns the run folder."""
+    started = time.monotonic()
+    folder = open_run(settings, settings.run, resume=resume)
+    distill(settings.distill, folder)
+    return evaluate(_here(settings.evaluate, folder), folder, resume=resume, started=started)
+
+
+def _here(settings: EvaluateSettings, folder: Path) -> EvaluateSettings:
+    """Returns the evaluation with adapters "run:NAME" pointing into the run folder."""
+    rows = {
+        name: row.model_copy(update={"adapter": str(folder / row.adapter.removeprefix(RUN_PREFIX))})
+        if row.adapter is not None and row.adapter.startswith(RUN_PREFIX)
+        else row
+        for name, row in settings.rows.items()
+    }
+    return settings.model_copy(update={"rows": rows})

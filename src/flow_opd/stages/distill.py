@@ -1,0 +1,122 @@
+"""Multi-teacher on-policy distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
+from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.locations import locate
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.policies.policy import Policy
+from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.routing import HardRouter, check_routes
+from flow_opd.protocols import BatchSource
+from flow_opd.rollout.walks import Walks
+from flow_opd.stages.assembly import build_walks, fingerprint, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.merge import merge_by, print_report
+from flow_opd.stages.training import ADAPTER, STUDENT, open_run, save_student, train
+from flow_opd.training.seeding import derived_seed
+from flow_opd.training.trainer import LoopSettings, Trainer
+
+COLD_START = "cold_start"  # folder of the student's first weights, below the run folder
+ANCHOR = "anchor"
+
+
+def run(settings: DistillSettings, *, resume: bool) -> Path:
+    """Distils the teachers into one LoRA and returns the run folder; the result is in its `adapter`."""
+    return distill(settings, open_run(settings, settings.run, resume=resume))
+
+
+def distill(settings: DistillSettings, folder: Path) -> Path:
+    """Distils into `folder`, from its newest checkpoint on, and returns it."""
+    seed = settings.run.seed
+    prompts = load_prompts(settings.prompts)
+    check_routes(prompts, settings.teacher_of_task())
+    backbone = load_backbone(settings.base)
+    bank = _bank(settings, backbone, folder)
+    groups = PromptGroups(
+        prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
+    )
+    walks = build_walks(
+        backbone, groups, settings.sampling, seed=seed, micro_batch_size=settings.micro_batch_size
+    )
+    source, objective = _algorithm(settings, _cast(settings, backbone, bank), walks)
+    direct = isinstance(settings.objective, DirectKLSettings)
+    trainer = Trainer(
+        parameters=bank.parameters(STUDENT),
+        source=source,
+        objective=objective,
+        settings=LoopSettings(
+            rounds=settings.run.rounds,
+            updates_per_round=1 if direct else settings.objective.updates_per_round,
+            optimizer=settings.optimizer,
+            ema=settings.ema,
+            checkpoint=settings.checkpoint,
+        ),
+        folder=folder,
+        identity=fingerprint(settings),
+    )
+    train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
+    save_student(trainer, bank, base=settings.base.path)
+    return folder
+
+
+def _bank(settings: DistillSettings, backbone: SD3Backbone, folder: Path) -> AdapterBank:
+    """Returns one base with the teachers, the anchor and the student at its cold start."""
+    bank = AdapterBank(backbone)
+    loras = []
+    for teacher in settings.teachers:
+        bank.load(teacher.name, locate(teacher.adapter, key="teachers.adapter"))
+        loras.append(bank.weights(teacher.name))
+    if settings.anchor is not None and settings.anchor.adapter is not None:
+        bank.load(ANCHOR, locate(settings.anchor.adapter, key="anchor.adapter"))
+    start = settings.cold_start
+    if start is None:
+        bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
+    elif start.adapter is not None:
+        bank.put(STUDENT, LoraWeights.read(locate(start.adapter, key="cold_start.adapter")))
+    else:
+        assert start.merge is not None
+        merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
+        print_report(report, [teacher.name for teacher in settings.teachers])
+        bank.put(STUDENT, merged)
+    bank.save(STUDENT, folder / COLD_START, base_model=settings.base.path)
+    bank.train(STUDENT)
+    return bank
+
+
+def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -> Cast:
+    def policy(adapter: str, guidance_scale: float) -> Policy:
+        return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=guidance_scale)
+
+    teachers = {each.name: policy(each.name, each.guidance_scale) for each in settings.teachers}
+    anchor = settings.anchor
+    return Cast(
+        backbone=backbone,
+        student=policy(STUDENT, settings.sampling.guidance_scale),
+        teachers=RoutedTeachers(teachers, HardRouter(settings.teacher_of_task())),
+        anchor=policy(anchor.teacher or ANCHOR, anchor.guidance_scale) if anchor else None,
+        anchor_weight=anchor.weight if anchor else 0.0,
+    )
+
+
+def _algorithm(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+    objective = settings.objective
+    if isinstance(objective, DirectKLSettings):
+        return direct_opd(cast, walks)
+    return policy_gradient_opd(
+        cast,
+        walks,
+        correction=objective.name,
+        updates_per_round=objective.updates_per_round,
+        clip_range=objective.clip_range,
+        advantage_clip=objective.advantage_clip,
+    )
+
+
+__all__ = ["ADAPTER", "COLD_START", "run"]

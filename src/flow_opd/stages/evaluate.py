@@ -1,0 +1,216 @@
+"""Evaluates policies on held-out prompts and writes results, pictures and the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.locations import locate
+from flow_opd.evaluation.images import Camera, Sheet
+from flow_opd.evaluation.intervals import Scores
+from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
+from flow_opd.evaluation.table import Results, Roles, build_results
+from flow_opd.files import sha256, write_json
+from flow_opd.policies.policy import Policy
+from flow_opd.protocols import Reward
+from flow_opd.reports.grid import PictureRow, Pictures, save_pictures
+from flow_opd.reports.html import write_report
+from flow_opd.reports.run import load_results
+from flow_opd.reports.terminal import results_view
+from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
+from flow_opd.stages.training import open_run
+from flow_opd.training.progress import ProgressBar
+from flow_opd.training.seeding import generator
+
+# Rewards report several readings; these are the metrics of the table and where they come from.
+READINGS = {
+    "geneval": "geneval_strict",
+    "geneval_continuous": "geneval_continuous",
+    "ocr": "ocr",
+    "deqa": "deqa",
+    "pickscore": "pickscore",
+}
+
+
+def run(settings: EvaluateSettings, *, resume: bool) -> Path:
+    """Scores every row on every domain and returns the run folder with results.json and report.html.
+
+    Finished cells of the table are kept in `scores/`: a killed evaluation goes on where it stood.
+    """
+    return evaluate(settings, open_run(settings, settings.run, resume=resume), resume=resume)
+
+
+def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started: float | None = None) -> Path:
+    """Evaluates into `folder` and returns it; `started` (monotonic seconds) begins the wall time earlier."""
+    begun = time.monotonic() if started is None else started
+    sheets = {
+        name: Sheet(name, tuple(load_prompts([file])), settings.seeds)
+        for name, file in settings.domains.items()
+    }
+    rewards = [build_reward(spec) for spec in settings.rewards]
+    backbone = load_backbone(settings.base)
+    policies = _policies(settings, backbone)
+    camera = Camera(
+        backbone,
+        sigmas=backbone.sigmas(settings.num_steps),
+        batch_size=settings.batch_size,
+        seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
+    )
+    scores = _score_rows(settings, folder, camera, policies, sheets, rewards, resume=resume)
+    save_pictures(_pictures(settings, camera, policies, sheets), folder / "images")
+    card = ProtocolCard(
+        steps=settings.num_steps,
+        dynamics="ode",
+        guidance={name: row.guidance_scale for name, row in settings.rows.items()},
+        resolution=(backbone.image_size, backbone.image_size),
+        prompts={
+            name: PromptFile.of(locate(file.path), len(sheets[name].prompts))
+            for name, file in settings.domains.items()
+        },
+        seeds=settings.seeds,
+    )
+    results = build_results(
+        scores,
+        roles=_roles(settings),
+        protocol=card,
+        wall_seconds=round(time.monotonic() - begun, 1),
+        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )
+    finish(folder, results)
+    return folder
+
+
+def finish(folder: Path, results: Results) -> None:
+    """Writes results.json and report.html, and prints the table."""
+    write_json(folder / "results.json", results.to_json())
+    report = write_report(folder)
+    console = Console()
+    console.print(results_view(load_results(folder / "results.json")))
+    console.print(f"report: {report}", highlight=False)
+
+
+def _roles(settings: EvaluateSettings) -> Roles:
+    names = list(settings.rows)
+    if settings.roles is None:
+        return Roles(base=names[0], student=names[-1])
+    roles = settings.roles
+    return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
+
+
+def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Policy]:
+    bank = AdapterBank(backbone)
+    policies = {}
+    for index, (name, row) in enumerate(settings.rows.items()):
+        adapter = None
+        if row.adapter is not None:
+            adapter = f"row{index}"
+            bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
+        policies[name] = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=row.guidance_scale)
+    return policies
+
+
+def _score_rows(
+    settings: EvaluateSettings,
+    folder: Path,
+    camera: Camera,
+    policies: Mapping[str, Policy],
+    sheets: Mapping[str, Sheet],
+    rewards: list[Reward],
+    *,
+    resume: bool,
+) -> dict[str, dict[str, dict[str, Scores]]]:
+    total = sum(len(sheets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
+    bar = ProgressBar("evaluation", total_steps=total, show=())
+    done = 0
+    scores: dict[str, dict[str, dict[str, Scores]]] = {}
+
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        bar.on_update(done, {})
+
+    for name in settings.rows:
+        for domain in settings.domains_of(name):
+            cell = folder / "scores" / f"{name}.{domain}.json"
+            key = _cell_key(settings, name, domain)
+            table = _finished_cell(cell, key) if resume else None
+            if table is None:
+                table = camera.score(policies[name], sheets[domain], rewards, on_batch=advance)
+                write_json(cell, {"key": key, "scores": table})
+            else:
+                advance(len(sheets[domain].shots()))
+            scores.setdefault(name, {})[domain] = _as_scores(table, sheets[domain])
+    bar.on_end()
+    return scores
+
+
+def _cell_key(settings: EvaluateSettings, row: str, domain: str) -> str:
+    """Returns a hash of everything that a cell of the table depends on."""
+    spec = settings.rows[row]
+    adapter = None
+    if spec.adapter is not None:
+        adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
+    parts = {
+        "base": settings.base.model_dump(mode="json"),
+        "adapter": adapter,
+        "guidance": spec.guidance_scale,
+        "prompts": sha256(locate(settings.domains[domain].path)),
+        "file": settings.domains[domain].model_dump(mode="json"),
+        "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
+        "steps": settings.num_steps,
+        "seeds": [settings.run.seed, *settings.seeds],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished_cell(cell: Path, key: str) -> dict[str, list[float | None]] | None:
+    if not cell.exists():
+        return None
+    stored = json.loads(cell.read_text())
+    return stored["scores"] if stored["key"] == key else None
+
+
+def _as_scores(table: Mapping[str, list[float | None]], sheet: Sheet) -> dict[str, Scores]:
+    shots = sheet.shots()
+    prompts = [f"{index}:{sheet.prompts[index].text}" for index, _ in shots]
+    seeds = [seed for _, seed in shots]
+    return {
+        metric: Scores.of(
+            prompts,
+            seeds,
+            [float("nan") if value is None else value for value in table[reading]],
+            [value is not None for value in table[reading]],
+        )
+        for metric, reading in READINGS.items()
+        if reading in table
+    }
+
+
+def _pictures(
+    settings: EvaluateSettings, camera: Camera, policies: Mapping[str, Policy], sheets: Mapping[str, Sheet]
+) -> Pictures:
+    """Returns the first prompts of each domain under all rows, from the first seed."""
+    rows = []
+    seed = settings.seeds[0]
+    for domain, sheet in sheets.items():
+        shots = [(index, seed) for index in range(min(settings.grid_prompts, len(sheet.prompts)))]
+        if not shots:
+            continue
+        drawn = torch.stack([camera.draw(policy, sheet, shots) for policy in policies.values()], dim=1)
+        pixels = (drawn * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+        rows += [
+            PictureRow(sheet.prompts[index].text, domain, seed, np.ascontiguousarray(pixels[place]))
+            for place, (index, _) in enumerate(shots)
+        ]
+    return Pictures(tuple(policies), tuple(rows))

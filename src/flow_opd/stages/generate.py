@@ -1,0 +1,64 @@
+"""Draws pictures of prompts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.config.generate import GenerateSettings
+from flow_opd.config.locations import locate
+from flow_opd.policies.policy import Policy
+from flow_opd.rollout.sampler import generate_latents
+from flow_opd.stages.assembly import load_backbone
+from flow_opd.stages.training import open_run
+from flow_opd.training.seeding import generator
+from flow_opd.types import Prompt
+
+SMALLEST_SIDE = (
+    256  # pictures of tiny bases are enlarged to this, pixel by pixel, so that people can see them
+)
+
+
+def run(settings: GenerateSettings, *, resume: bool) -> Path:
+    """Writes one PNG per prompt and seed and returns the folder."""
+    folder = open_run(settings, settings.run, resume=resume)
+    backbone = load_backbone(settings.base)
+    bank = AdapterBank(backbone)
+    adapter = None
+    if settings.adapter is not None:
+        adapter = "chosen"
+        bank.load(adapter, locate(settings.adapter, key="adapter"))
+    policy = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=settings.guidance_scale)
+    sigmas = backbone.sigmas(settings.num_steps)
+    console = Console()
+    for text in settings.prompts:
+        seeds = [settings.run.seed + offset for offset in range(settings.images_per_prompt)]
+        with torch.no_grad():
+            latents = generate_latents(
+                policy,
+                backbone.encode_prompts([Prompt(text, task="")] * len(seeds)),
+                latent_shape=backbone.latent_shape,
+                sigmas=sigmas,
+                generators=[generator(seed, "generate") for seed in seeds],
+            )
+            images = backbone.decode_latents(latents)
+        for seed, image in zip(seeds, images, strict=True):
+            file = folder / f"{_slug(text)}-{seed}.png"
+            _picture(image).save(file)
+            console.print(f"{text!r}, seed {seed}: {file}", highlight=False)
+    return folder
+
+
+def _picture(image: torch.Tensor) -> Image.Image:
+    picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    factor = -(-SMALLEST_SIDE // min(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "picture"

@@ -1,0 +1,74 @@
+"""Trains a specialist by Flow-GRPO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.algorithms.grpo import flow_grpo
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.policies.policy import Policy
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.rewards.table import WeightedRewards
+from flow_opd.stages.assembly import (
+    build_reward,
+    build_walks,
+    fingerprint,
+    load_backbone,
+    load_prompts,
+    lora_settings,
+)
+from flow_opd.stages.training import STUDENT, open_run, save_student, train
+from flow_opd.training.seeding import derived_seed
+from flow_opd.training.trainer import LoopSettings, Trainer
+
+
+def run(settings: TeacherSettings, *, resume: bool) -> Path:
+    """Trains one LoRA on one reward and returns the run folder; the result is in its `adapter`."""
+    folder = open_run(settings, settings.run, resume=resume)
+    seed = settings.run.seed
+    prompts = load_prompts(settings.prompts)
+    scorer = WeightedRewards(
+        [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
+    )
+    backbone = load_backbone(settings.base)
+    bank = AdapterBank(backbone)
+    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
+    bank.train(STUDENT)
+    guidance = settings.sampling.guidance_scale
+    source, objective = flow_grpo(
+        Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=guidance),
+        Policy(backbone, adapters=bank, adapter=None, guidance_scale=guidance),
+        backbone,
+        build_walks(
+            backbone,
+            PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
+            settings.sampling,
+            seed=seed,
+            micro_batch_size=settings.micro_batch_size,
+        ),
+        scorer,
+        group_size=settings.group_size,
+        trained_steps=range(*settings.trained_range()),
+        updates_per_round=settings.updates_per_round,
+        clip_range=settings.clip_range,
+        advantage_clip=settings.advantage_clip,
+        kl_weight=settings.kl_weight,
+    )
+    trainer = Trainer(
+        parameters=bank.parameters(STUDENT),
+        source=source,
+        objective=objective,
+        settings=LoopSettings(
+            rounds=settings.run.rounds,
+            updates_per_round=settings.updates_per_round,
+            optimizer=settings.optimizer,
+            ema=settings.ema,
+            checkpoint=settings.checkpoint,
+        ),
+        folder=folder,
+        identity=fingerprint(settings),
+    )
+    train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
+    save_student(trainer, bank, base=settings.base.path)
+    return folder

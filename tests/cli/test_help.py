@@ -1,0 +1,190 @@
+"""The command line from outside: help, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flow_opd.cli import app
+
+COMMANDS = [
+    ["miniature"],
+    ["miniature", "build"],
+    ["miniature", "prompts"],
+    ["pretrain"],
+    ["teacher"],
+    ["merge"],
+    ["distill"],
+    ["evaluate"],
+    ["generate"],
+    ["demo"],
+    ["report"],
+]
+LEAVES = [command for command in COMMANDS if command != ["miniature"]]
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+MERGE = """\
+run: {out: runs/merged}
+base: {path: asset:base, max_sequence_length: 0}
+adapters:
+  - {name: a, adapter: a}
+  - {name: b, adapter: b}
+"""
+
+
+def flow_opd(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flow_opd", *words],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_lists_every_command() -> None:
+    result = flow_opd("--help")
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert f" {command[0]} " in result.stdout
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_help_of_each_command_has_an_example(command: list[str]) -> None:
+    result = flow_opd(*command, "--help")
+    assert result.returncode == 0
+    assert f"Example: flow-opd {' '.join(command)}" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from flow_opd.cli import app;"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'pydantic', 'cv2', 'yaml'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [leaf for leaf in LEAVES if leaf != ["report"]], ids=" ".join)
+def test_keys_of_each_command_are_listed(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--keys"])
+    assert result.exit_code == 0
+    assert "run.seed" in result.stdout
+
+
+def test_reading_a_configuration_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "merge.yaml").write_text(MERGE)
+    code = (
+        "import sys; from flow_opd.config.reader import read;"
+        "from flow_opd.config.merge import MergeSettings;"
+        f"read({str(tmp_path / 'merge.yaml')!r}, MergeSettings); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
+    (tmp_path / "merge.yaml").write_text(MERGE)
+    result = flow_opd(
+        "merge",
+        "merge.yaml",
+        "--set",
+        "method={name: svd, rank: 8}",
+        "--out",
+        "2026",
+        "--check",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "out: '2026'" in result.stdout
+    assert "rank: 8" in result.stdout
+    assert not (tmp_path / "2026").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["merge", "bad.yaml"],
+            ["unknown key 'bsae' in bad.yaml:2", "Did you mean 'base'?", "missing key 'base'"],
+        ),
+        (["merge", "good.yaml", "--set", "run.sed=1"], ["unknown key 'sed' in --set run.sed", "'seed'"]),
+        (["merge", "absent.yaml"], ["absent.yaml", "bad.yaml, good.yaml"]),
+        (["demo"], ["the configuration file does not exist", "configs/demo.yaml"]),
+        (["generate", "a cat", "--seed", "-1"], ["'run.seed' in the command line: -1"]),
+        (["distil"], ["No such command 'distil'", "Did you mean 'distill'?"]),
+        (["merge", "good.yaml", "--sett", "x=1"], ["No such option", "--set"]),
+        (["merge"], ["Missing argument 'CONFIG'"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_mistakes_end_with_code_2_and_no_traceback(
+    tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    (tmp_path / "good.yaml").write_text(MERGE)
+    (tmp_path / "bad.yaml").write_text(MERGE.replace("base:", "bsae:"))
+    result = flow_opd(*words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    for part in parts:
+        assert part in result.stderr
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bad.yaml", "good.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "part"),
+    [
+        (
+            "raise PermissionError(13, 'Permission denied', '/locked/run')",
+            2,
+            "Permission denied): '/locked/run'",
+        ),
+        ("raise OSError(28, 'No space left on device')", 2, "No space left on device"),
+        (
+            "from flow_opd.errors import RewardError; raise RewardError('no [ocr] engine')",
+            2,
+            "no [ocr] engine",
+        ),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+            130,
+            "goes on from its newest checkpoint with: ",
+        ),
+        ("raise SystemExit(0)", 0, ""),
+    ],
+)
+def test_what_ends_a_stage_early(cause: str, code: int, part: str) -> None:
+    lines = [
+        "import sys, typer",
+        "from flow_opd.console import told_to_the_user",
+        "sys.argv = ['flow-opd', 'distill', 'my config.yaml', '--fresh']",
+        "app = typer.Typer()",
+        "@app.command()",
+        "def stage() -> None:",
+        "    with told_to_the_user():",
+        f"        {cause}",
+        "app([])",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    assert part in result.stderr
+    if code == 128 + signal.SIGINT:
+        assert "flow-opd distill 'my config.yaml'\n" in result.stderr
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    code = "from flow_opd.console import told_to_the_user\nwith told_to_the_user():\n    raise KeyError('x')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Traceback" in result.stderr

@@ -1,0 +1,55 @@
+"""Names of assets, paths and hub repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flow_opd.config import locations
+from flow_opd.config.locations import asset_folder, locate, locate_model
+from flow_opd.errors import ConfigError
+
+
+@pytest.fixture
+def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "assets"
+    (folder / "base").mkdir(parents=True)
+    monkeypatch.setattr(locations, "asset_folder", lambda: folder)
+    return folder
+
+
+def test_assets_live_in_the_package() -> None:
+    import flow_opd
+
+    assert asset_folder() == Path(flow_opd.__file__).parent / "miniature" / "assets"
+
+
+def test_asset_path_and_hub_id(assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "folder").mkdir(parents=True)
+    assert locate("asset:base") == assets / "base"
+    assert locate_model("asset:base") == str(assets / "base")
+    assert locate("owner/folder") == Path("owner/folder")
+    assert locate_model("owner/folder") == "owner/folder"  # the folder
+    assert (
+        locate_model("stabilityai/stable-diffusion-3.5-medium") == "stabilityai/stable-diffusion-3.5-medium"
+    )
+
+
+@pytest.mark.parametrize("name", ["asset:bse", "asset:", "asset:../assets.txt", "asset:/etc"])
+def test_absent_or_outside_asset_is_refused(assets: Path, name: str) -> None:
+    (assets.parent / "assets.txt").touch()
+    with pytest.raises(
+        ConfigError, match=r"'base\.path' names an asset that this package does not hold"
+    ) as caught:
+        locate(name, key="base.path")
+    assert "asset:base" in str(caught.value)
+
+
+def test_absent_path_suggests_a_sibling(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"Did you mean 'prompts\.jsonl'\?"):
+        locate(tmp_path / "promts.jsonl")
+    with pytest.raises(ConfigError, match="does not exist"):
+        locate_model(str(tmp_path / "nowhere" / "deep"))

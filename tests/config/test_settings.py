@@ -1,0 +1,228 @@
+"""The settings models: every field explains itself, and fields that contradict each other are refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from flow_opd.adapters.merge_methods import MERGE_METHODS
+from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES
+from flow_opd.cli import SETTINGS, _model
+from flow_opd.config.common import ATTENTION_PROJECTIONS, SamplingSettings
+from flow_opd.config.describe import describe
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.merge import MergeSettings
+from flow_opd.config.reader import from_values
+from flow_opd.config.schema import alternatives
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.errors import ConfigError
+from flow_opd.flow.dynamics import DYNAMICS
+
+BASE = {"path": "asset:base", "max_sequence_length": 0}
+DISTILL: dict[str, Any] = {
+    "run": {"out": "x", "rounds": 3},
+    "base": BASE,
+    "teachers": [
+        {"name": "composer", "tasks": ["composition"], "adapter": "a"},
+        {"name": "writer", "tasks": ["text", "signs"], "adapter": "b"},
+    ],
+    "prompts": [{"path": "p.jsonl"}],
+}
+TEACHER: dict[str, Any] = {
+    "run": {"out": "x", "rounds": 3},
+    "base": BASE,
+    "prompts": [{"path": "p.jsonl"}],
+    "rewards": [{"name": "ocr"}],
+}
+EVALUATE: dict[str, Any] = {
+    "run": {"out": "x"},
+    "base": BASE,
+    "rows": {"base": {}, "student": {"adapter": "s"}, "writer": {"adapter": "w", "domains": ["text"]}},
+    "domains": {"text": {"path": "t.jsonl"}, "quality": {"path": "q.jsonl"}},
+    "rewards": [{"name": "ocr"}, {"name": "deqa", "path": "asset:deqa"}],
+}
+MERGE: dict[str, Any] = {
+    "run": {"out": "x"},
+    "base": BASE,
+    "adapters": [{"name": "a", "adapter": "a"}, {"name": "b", "adapter": "b"}],
+}
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {**copy.deepcopy(values), **changes}
+
+
+def refusal(model: Any, values: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        from_values(values, model, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_every_key_has_help(stage: str) -> None:
+    keys = list(describe(_model(stage)))
+    assert keys
+    assert [key.key for key in keys if len(key.help) < 5] == []
+
+
+def test_keys_tell_type_default_and_choice() -> None:
+    keys = {key.key: key for key in describe(DistillSettings)}
+    assert (keys["sampling.num_steps"].type, keys["sampling.num_steps"].default) == ("whole number", "10")
+    assert keys["run.rounds"].default == "required"
+    assert keys["anchor"].type == "section | null"
+    assert keys["sampling.stochastic_steps"].type == "all-but-last | all | [whole number, whole number]"
+    assert "objective(sampled-log-ratio).clip_range" in keys
+    assert "objective(direct-kl).clip_range" not in keys
+
+
+def merge_words(annotation: Any) -> Iterator[str]:
+    for part in alternatives(annotation):
+        assert issubclass(part, BaseModel)
+        yield from part.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
+
+
+def test_words_agree_with_the_registries() -> None:
+    assert sorted(merge_words(MergeSettings.model_fields["method"].annotation)) == MERGE_METHODS.names()
+    assert sorted(SamplingSettings.model_fields["dynamics"].annotation.__args__) == DYNAMICS.names()  # type: ignore[union-attr]
+    assert ATTENTION_PROJECTIONS == DEFAULT_TARGET_MODULES
+
+
+def test_distillation_reads() -> None:
+    settings = from_values(changed(DISTILL, {"anchor": {"teacher": "writer"}}), DistillSettings)
+    assert settings.teacher_of_task() == {"composition": "composer", "text": "writer", "signs": "writer"}
+    assert settings.objective.name == "direct-kl"
+    assert settings.sampling.stochastic_range() == (0, 9)
+
+
+def test_objective_and_merge_are_words_or_sections() -> None:
+    short = from_values(changed(DISTILL, {"objective": "sampled-log-ratio"}), DistillSettings)
+    long = from_values(changed(DISTILL, {"objective": {"name": "sampled-log-ratio"}}), DistillSettings)
+    assert short == long
+    assert short.objective.name == "sampled-log-ratio"
+    assert short.objective.clip_range == 1e-4
+    message = refusal(DistillSettings, changed(DISTILL, {"objective": "direct-lk"}))
+    assert "wrong value of 'objective' in the command line: 'direct-lk'" in message
+    assert "Did you mean 'direct-kl'?" in message
+    message = refusal(
+        DistillSettings, changed(DISTILL, {"objective": {"name": "direct-kl", "clip_range": 1}})
+    )
+    assert "unknown key 'clip_range'" in message  # an option that would do nothing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["teachers.0.tasks=[]"], "teacher 'composer' has no tasks in --set teachers.0.tasks: []"),
+        (["teachers.1.tasks=[composition]"], "task 'composition' has two teachers"),
+        (["teachers.1.tasks=[text, text]"], "task 'text' has two teachers"),
+        (["teachers.1.name=composer"], "two teachers with one name"),
+        (["teachers.1.name=student"], "a reserved name in --set teachers.1.name: 'student'"),
+        (["teachers=[]"], "at least 1 item"),
+        (["anchor.teacher=qualty"], "the anchor names an unknown teacher in --set anchor.teacher: 'qualty'"),
+        (["anchor.weight=0.1"], "an anchor needs one source"),
+        (["anchor={teacher: writer, adapter: x}"], "an anchor needs one source"),
+        (["cold_start={merge: mean, adapter: x}"], "a cold start needs one source"),
+        (["cold_start.merge=weighted"], "teachers have no weights"),
+        (["cold_start.merge=svd"], "missing key 'rank'"),
+        (["objective=sampled-log-ratio", "sampling.dynamics=ode"], "needs noisy steps"),
+        (["task_shares={text: 1}"], "shares that do not match the teachers' tasks"),
+        (
+            ["sampling.stochastic_steps=[2, 10]"],
+            "a window outside the steps in --set sampling.stochastic_steps",
+        ),
+        (["sampling.stochastic_steps=[3, 2]"], "a window outside the steps"),
+        (["sampling.num_steps=1"], "a window outside the steps"),
+        (["sampling.noise_level=0"], "dynamics 'sde' without noise"),
+        (["sampling.guidance_scale=0.5"], "greater than or equal to 1"),
+    ],
+)
+def test_contradictions_in_a_distillation(overrides: list[str], part: str) -> None:
+    assert part in refusal(DistillSettings, DISTILL, *overrides)
+
+
+def test_several_contradictions_come_at_once() -> None:
+    message = refusal(DistillSettings, DISTILL, "teachers.0.tasks=[]", "anchor.teacher=nobody")
+    assert message.startswith("2 problems")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["sampling.dynamics=ode"], "a policy gradient needs noisy steps"),
+        (["trained_steps=[0, 9]"], "trained steps that are not stochastic"),
+        (["trained_steps=[2, 1]"], "trained steps that are not stochastic"),
+        (["sampling.dynamics=cps", "sampling.stochastic_steps=all"], "the last step of CPS adds no noise"),
+        (["group_size=1"], "greater than or equal to 2"),
+        (
+            ["group_size=2", "groups_per_round=1", "updates_per_round=3"],
+            "more updates than images in a round",
+        ),
+        (["rewards=[{name: ocr}, {name: ocr, weight: 2}]"], "a reward given twice"),
+        (["rewards.0.weight=0"], "greater than 0"),
+    ],
+)
+def test_contradictions_in_a_teacher(overrides: list[str], part: str) -> None:
+    assert part in refusal(TeacherSettings, TEACHER, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "expected"),
+    [("all-but-last", "stochastic", (0, 9)), ("all", "stochastic", (0, 10)), ([1, 6], [2, 3], (2, 4))],
+)
+def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: tuple[int, int]) -> None:
+    values = changed(TEACHER, {"sampling": {"stochastic_steps": steps}, "trained_steps": window})
+    assert from_values(values, TeacherSettings).trained_range() == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["rows.writer.domains=[txt]"],
+            "row 'writer' names an unknown domain in --set rows.writer.domains: 'txt'",
+        ),
+        (["roles={base: base, student: studnet}"], "a role for an unknown row"),
+        (
+            ["roles={base: base, student: student, teachers: {quality: writer}}"],
+            "not evaluated on its domain",
+        ),
+        (["roles={base: base, student: student, teachers: {txt: writer}}"], "a teacher of an unknown domain"),
+        (["seeds=[1, 2, 1]"], "a seed given twice"),
+        (["rewards.1={name: ocr}"], "a reward given twice"),
+        (["rows={}"], "at least 1 item"),
+    ],
+)
+def test_contradictions_in_an_evaluation(overrides: list[str], part: str) -> None:
+    assert part in refusal(EvaluateSettings, EVALUATE, *overrides)
+
+
+def test_rows_take_all_domains_unless_told_otherwise() -> None:
+    settings = from_values(EVALUATE, EvaluateSettings)
+    assert list(settings.rows) == ["base", "student", "writer"]
+    assert settings.domains_of("student") == ("text", "quality")
+    assert settings.domains_of("writer") == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["adapters.1.name=a"], "two adapters with one name"),
+        (["adapters.1.weight=0.5"], "method 'mean' takes no weights"),
+        (["method=weighted", "adapters.1.weight=0.5"], "method 'weighted' lacks weights"),
+        (["method=exact-maen"], "wrong value of 'method' in --set method: 'exact-maen'"),
+        (["method=ties"], "missing key 'rank'"),
+    ],
+)
+def test_contradictions_in_a_merge(overrides: list[str], part: str) -> None:
+    assert part in refusal(MergeSettings, MERGE, *overrides)
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = from_values(MERGE, MergeSettings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.run.seed = 3
