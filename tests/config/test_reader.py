@@ -158,6 +158,12 @@ def test_extends_keeps_the_file_of_each_line(tmp_path: Path) -> None:
     assert f"'group_size' in {file}:2: 1" in message
 
 
+def test_an_overridden_key_is_blamed_on_the_upper_file(tmp_path: Path) -> None:
+    write(tmp_path, TEACHER, "low.yaml")
+    file = write(tmp_path, "extends: low.yaml\noptimizer: {learning_rate: -2}\n")
+    assert f"'optimizer.learning_rate' in {file}:2: -2" in refusal(file)
+
+
 def test_extends_in_a_circle_or_to_nowhere_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")
@@ -226,6 +232,12 @@ def test_every_scalar_survives_writing_and_reading(value: Any) -> None:
     read_back = parse_value(yaml.dump([value], Dumper=Dumper, allow_unicode=True), "text")
     assert read_back == [value]
     assert type(read_back[0]) is type(value)
+
+
+def test_words_of_yaml_1_1_stay_words_and_octals_are_decimal() -> None:
+    assert parse_value("[no, on, 2026-01-01, 1:30, 0x10, 010, 1_0, .inf]", "text") == [
+        *("no", "on", "2026-01-01", "1:30", "0x10", 10, "1_0", ".inf")
+    ]
 
 
 def test_yaml_text_names_every_default() -> None:

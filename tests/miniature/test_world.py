@@ -98,7 +98,7 @@ def test_prompts_follow_genevals_schema_and_are_reproducible():
     assert drawn != prompts(COMPOSITION, "train", 60, 8)
     assert {one.metadata["tag"] for one in drawn} == set(TAGS)
     for one in drawn:
-        assert one.text == one.metadata["prompt"]
+        assert one.text == caption(one.metadata)
         assert one.text.startswith("a photo of a") or one.metadata["tag"] == "counting"
         assert ("exclude" in one.metadata) == (one.metadata["tag"] == "counting")
     assert {len(one.metadata["text"]) for one in prompts(TEXT, "test", 50, 0)} == {3}

@@ -252,3 +252,14 @@ def test_nothing_is_found_where_nothing_is():
     vivid = np.full((1, 32, 32, 3), (222, 38, 48), np.uint8)
     assert not any(detector.detect(np.concatenate([noise, flat])))
     assert len(detector.detect(vivid)[0]) <= 1
+
+
+@pytest.mark.parametrize(("side", "found"), [(3, 0), (4, 0), (6, 1), (12, 1)])
+def test_specks_are_no_objects(side, found):
+    image = np.full((1, 32, 32, 3), (186, 217, 240), np.uint8)
+    image[0, 10 : 10 + side, 8 : 8 + side] = (222, 38, 48)
+    detections = PaletteDetector(PALETTE).detect(image)[0]
+    assert len(detections) == found
+    if found:
+        assert (detections[0].label, detections[0].color) == ("square", "red")
+        assert detections[0].box == pytest.approx((8, 10, 8 + side, 10 + side), abs=0.01)

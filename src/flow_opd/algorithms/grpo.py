@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
 from flow_opd.objectives.transition_kl import TransitionKL
 from flow_opd.objectives.weighted import WeightedTerms
@@ -18,7 +20,7 @@ def flow_grpo(
     scorer: Scorer,
     *,
     group_size: int,
-    trained_steps: range,
+    steps_of_round: Callable[[int], Sequence[int]],
     updates_per_round: int,
     clip_range: float,
     advantage_clip: float,
@@ -36,7 +38,7 @@ def flow_grpo(
         walks,
         scorer,
         group_size=group_size,
-        trained_steps=trained_steps,
+        steps_of_round=steps_of_round,
         updates_per_round=updates_per_round,
     )
     gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)

@@ -114,29 +114,34 @@ class SD3Backbone:
         return Conditioning(embeds, pooled, tuple(prompt.task for prompt in prompts))
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Returns the transformer's velocity at (x_sigma, sigma, c), [M, C, H, W], float32."""
+        """Returns the transformer's velocity at (x_sigma, sigma, c), [M, C, H, W], float32.
+
+        Trajectories live where their noise was drawn, on the CPU; only the network's inputs travel to
+        the device of the pipeline, and the velocity comes back to `latents`.
+        """
         output = self.transformer(
-            hidden_states=latents.to(self.dtype),
-            timestep=(sigma * TIMESTEPS_PER_SIGMA).to(latents.device),
-            encoder_hidden_states=conditioning.embeds.to(self.dtype),
-            pooled_projections=conditioning.pooled.to(self.dtype),
+            hidden_states=latents.to(self.device, self.dtype),
+            timestep=(sigma * TIMESTEPS_PER_SIGMA).to(self.device),
+            encoder_hidden_states=conditioning.embeds.to(self.device, self.dtype),
+            pooled_projections=conditioning.pooled.to(self.device, self.dtype),
             return_dict=False,
         )[0]
-        return output.float()
+        return output.to(latents.device, torch.float32)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Returns x0 (the posterior mean, shifted and scaled), [B, C, H, W], of images in [0, 1]."""
         vae = self.pipe.vae
         posterior = vae.encode((images * 2 - 1).to(device=self.device, dtype=vae.dtype)).latent_dist
-        return ((posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor).float()
+        x0 = (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+        return x0.to(images.device, torch.float32)
 
     @torch.no_grad()
     def decode_latents(self, x0: Tensor) -> Tensor:
         """Returns images in [0, 1], [B, 3, height, width], of x0 [B, C, H, W]."""
         vae = self.pipe.vae
-        latents = x0.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0].float()
+        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0].to(x0.device, torch.float32)
         return (image / 2 + 0.5).clamp(0, 1)
 
     def sigmas(self, num_steps: int) -> Tensor:

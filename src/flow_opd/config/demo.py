@@ -14,11 +14,11 @@ class DemoSettings(Settings):
     """Distils the teachers into a student, evaluates everybody and writes the report."""
 
     run: RunSettings
-    """Run folder of the whole demonstration; the parts write below it."""
+    """Run folder, and the processor threads, of the whole demonstration."""
     distill: DistillSettings
-    """The distillation; its run.out is relative to the demonstration's."""
+    """The distillation; it writes into the demonstration's folder, whatever its own run.out says."""
     evaluate: EvaluateSettings
-    """The evaluation; its run.out is relative to the demonstration's."""
+    """The evaluation, in the same folder; an adapter 'run:NAME' is the folder NAME in there."""
 
 
 class ReportSettings(Settings):

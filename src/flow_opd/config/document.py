@@ -86,18 +86,34 @@ def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_document(path: str | Path, _chain: tuple[Path, ...] = ()) -> Document:
-    """Returns the content of a YAML file, laid over the file that its key `extends` names.
+    """Returns the content of a YAML file; every mapping in it is laid over the file that its `extends` names.
 
     Raises:
         ConfigError: if a file is absent, is no YAML mapping, repeats a key or extends itself.
     """
     file = Path(path)
     document = parse_yaml(_read_text(file), str(file))
-    here = file.resolve()
-    place = document.place((EXTENDS,))
-    lower = document.data.pop(EXTENDS, None)
-    if lower is None:
-        return document
+    for at in _extending(document.data):
+        lower = _extended(document, at, file, (*_chain, file.resolve()))
+        document = document.over(lower)
+    return document
+
+
+def _extending(data: dict[str, Any], at: KeyPath = ()) -> list[KeyPath]:
+    """Returns where mappings with the key `extends` are, outer ones first."""
+    inner = [
+        place for key, value in data.items() if isinstance(value, dict) for place in _extending(value, (*at, key))
+    ]
+    return ([at] if EXTENDS in data else []) + inner
+
+
+def _extended(document: Document, at: KeyPath, file: Path, chain: tuple[Path, ...]) -> Document:
+    """Returns the file that the mapping at `at` extends, moved there; takes the key out of the mapping."""
+    mapping = document.data
+    for key in at:
+        mapping = mapping[str(key)]
+    place = document.place((*at, EXTENDS))
+    lower = mapping.pop(EXTENDS)
     if not isinstance(lower, str):
         raise ConfigError(
             explain(
@@ -107,7 +123,6 @@ def load_document(path: str | Path, _chain: tuple[Path, ...] = ()) -> Document:
                 fix="name a single file",
             )
         )
-    chain = (*_chain, here)
     target = file.parent / lower
     if target.resolve() in chain:
         raise ConfigError(
@@ -120,7 +135,11 @@ def load_document(path: str | Path, _chain: tuple[Path, ...] = ()) -> Document:
         )
     if not target.is_file():
         raise ConfigError(_absent(target, f"the file that '{EXTENDS}' names in {place} does not exist"))
-    return document.over(load_document(target, chain))
+    found = load_document(target, chain)
+    data = found.data
+    for key in reversed(at):
+        data = {str(key): data}
+    return Document(found.name, data, {(*at, *path): where for path, where in found.places.items()})
 
 
 def parse_yaml(text: str, name: str) -> Document:

@@ -16,12 +16,13 @@ class _RewardSettings(Settings):
 
 
 class GenEvalSettings(_RewardSettings):
-    """Composition: are the objects of the prompt there, in number, colour and place?"""
+    """Composition: are the objects of the prompt there, in number, colour and place? Trains on the continuous
+    score and reports the strict one beside it."""
 
     name: Literal["geneval"]
     """Which reward this is."""
-    reading: Literal["continuous", "strict"] = "continuous"
-    """Share of the requirements that are met, or 1 only if all are."""
+    palette: Name
+    """Palette file of the detector that knows the objects by their colours, or 'asset:NAME'."""
 
 
 class OCRSettings(_RewardSettings):

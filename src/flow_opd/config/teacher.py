@@ -52,6 +52,8 @@ class TeacherSettings(Settings):
     """Optimizer updates that share the images of one round."""
     trained_steps: Literal["stochastic"] | tuple[NonNegativeInt, NonNegativeInt] = "stochastic"
     """Steps that are trained: all 'stochastic' ones, or a window [first, last] of them, both included."""
+    steps_per_round: PositiveInt | None = None
+    """Trains a random choice of so many of the trained steps in each round; null trains all of them."""
     micro_batch_size: PositiveInt = 32
     """Transitions of one forward and backward pass; it changes memory, not results."""
     clip_range: PositiveFloat = 1e-4

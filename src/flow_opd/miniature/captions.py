@@ -72,7 +72,7 @@ def tagged(tag: str, *include: dict[str, Any]) -> Metadata:
     metadata: Metadata = {"tag": tag, "include": list(include)}
     if tag == "counting":
         metadata["exclude"] = [{"class": include[0]["class"], "count": include[0]["count"] + 1}]
-    return {**metadata, "prompt": caption(metadata)}
+    return metadata
 
 
 def misread(metadata: Mapping[str, Any], rng: Generator) -> Metadata:
@@ -109,7 +109,7 @@ def misread(metadata: Mapping[str, Any], rng: Generator) -> Metadata:
         wrong["ornament"] = _other(ORNAMENTS[wrong["background"]], wrong["ornament"], rng)
     if "exclude" in wrong:
         wrong["exclude"] = [{"class": chosen["class"], "count": chosen["count"] + 1}]
-    return {**wrong, "prompt": caption(wrong)}
+    return wrong
 
 
 def _facts(metadata: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ from torch import Tensor
 from flow_opd.flow.gaussian import log_prob_mean, transition_kl
 from flow_opd.protocols import Backbone, VelocityField
 from flow_opd.registry import Registry
-from flow_opd.rollout.sampler import micro_rows, rollout
-from flow_opd.rollout.transitions import transitions
+from flow_opd.rollout.sampler import micro_rows, rollout, steps_with_density
+from flow_opd.rollout.transitions import join_rollouts, transitions
 from flow_opd.rollout.walks import Walks
-from flow_opd.types import StepDistribution, TransitionBatch
+from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
 
 
 class Correction(Protocol):
@@ -70,7 +70,7 @@ class CorrectedRollouts:
             student: the policy that is trained.
             teachers: the routed teachers.
             backbone: encodes prompts.
-            walks: how to walk; all stochastic steps are trained.
+            walks: how to walk; all steps with a density are trained.
             correction: turns a step of both into an advantage.
             updates_per_round: optimizer steps that share the trajectories.
         """
@@ -80,8 +80,7 @@ class CorrectedRollouts:
         self.walks = walks
         self.correction = correction
         self.updates_per_round = updates_per_round
-        levels = walks.schedule.noise_levels
-        self.trained_steps = [step for step in range(len(levels)) if levels[step] > 0]
+        self.trained_steps = steps_with_density(walks.schedule, walks.dynamics)
         self._readings: dict[str, float] = {}
 
     @property
@@ -90,53 +89,44 @@ class CorrectedRollouts:
         return self._readings
 
     def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
-        """Yields the updates of round `index`."""
-        batches = [batch for rows in self._micro(index) for batch in rows]
-        advantages = torch.cat([batch.advantage for batch in batches if batch.advantage is not None])
-        self._readings = {"advantage": float(advantages.mean())}
-        for share in torch.arange(len(batches)).tensor_split(self.updates_per_round):
-            yield iter([batches[i] for i in share.tolist()])
+        """Yields the updates of round `index`, each over its own share of the trajectories."""
+        prompts = self.walks.prompts_of_round(index)
+        parts = [
+            self._collect(index, [prompts[row] for row in rows], rows)
+            for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
+        ]
+        joined = join_rollouts([part for part, _ in parts])
+        advantages = torch.cat([part for _, part in parts])
+        self._readings = {"advantage": float(advantages[:, self.trained_steps].mean())}
+        for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
+            yield transitions(
+                joined,
+                advantages,
+                rows=share.tolist(),
+                steps=self.trained_steps,
+                micro_batch_size=self.walks.micro_batch_size,
+            )
 
     @torch.no_grad()
-    def _micro(self, index: int) -> list[list[TransitionBatch]]:
-        prompts = self.walks.prompts_of_round(index)
-        conditioning = self.backbone.encode_prompts(prompts)
-        collected = []
-        for rows in micro_rows(len(prompts), self.walks.micro_batch_size):
-            chosen = [prompts[row] for row in rows]
-            drawn = rollout(
-                self.student,
-                conditioning.rows(list(rows)),
-                chosen,
-                latent_shape=self.backbone.latent_shape,
-                schedule=self.walks.schedule,
-                dynamics=self.walks.dynamics,
-                generators=[self.walks.seeder(index, row) for row in rows],
-            )
-            advantages = torch.zeros(len(chosen), len(self.walks.schedule))
-            everyone = range(len(chosen))
-            for step in self.trained_steps:
-                (batch,) = transitions(
-                    drawn,
-                    advantages,
-                    rows=everyone,
-                    steps=range(step, step + 1),
-                    micro_batch_size=len(chosen),
-                )
+    def _collect(self, index: int, prompts: list[Prompt], rows: range) -> tuple[Rollout, Tensor]:
+        """Returns the trajectories `rows` of the round and their advantages, [B, T]."""
+        drawn = rollout(
+            self.student,
+            self.backbone.encode_prompts(prompts),
+            prompts,
+            latent_shape=self.backbone.latent_shape,
+            schedule=self.walks.schedule,
+            dynamics=self.walks.dynamics,
+            generators=[self.walks.seeder(index, row) for row in rows],
+        )
+        advantages = torch.zeros(len(prompts), len(self.walks.schedule))
+        whole = range(len(prompts))
+        for step in self.trained_steps:
+            for batch in transitions(
+                drawn, advantages, rows=whole, steps=[step], micro_batch_size=len(prompts)
+            ):
                 advantages[:, step] = self._advantage(batch)
-            first, stop = self.trained_steps[0], self.trained_steps[-1] + 1
-            collected.append(
-                list(
-                    transitions(
-                        drawn,
-                        advantages,
-                        rows=everyone,
-                        steps=range(first, stop),
-                        micro_batch_size=len(chosen),
-                    )
-                )
-            )
-        return collected
+        return drawn, advantages
 
     def _advantage(self, batch: TransitionBatch) -> Tensor:
         assert batch.next_latents is not None

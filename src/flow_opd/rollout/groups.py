@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from flow_opd.flow.advantages import group_advantages
 from flow_opd.protocols import Backbone, Scorer, VelocityField
 from flow_opd.rollout.sampler import micro_rows, rollout
-from flow_opd.rollout.transitions import transitions
+from flow_opd.rollout.transitions import join_rollouts, transitions
 from flow_opd.rollout.walks import Walks
 from flow_opd.types import Prompt, Rollout, TransitionBatch
 
@@ -26,7 +26,7 @@ class GroupRollouts:
         scorer: Scorer,
         *,
         group_size: int,
-        trained_steps: range,
+        steps_of_round: Callable[[int], Sequence[int]],
         updates_per_round: int,
     ) -> None:
         """Joins the parts.
@@ -37,7 +37,7 @@ class GroupRollouts:
             walks: how to walk; each prompt of a round starts a group.
             scorer: the teacher's reward.
             group_size: images per prompt.
-            trained_steps: stochastic steps that enter the update.
+            steps_of_round: round index -> stochastic steps that enter the update.
             updates_per_round: optimizer steps that share the images.
         """
         self.student = student
@@ -45,7 +45,7 @@ class GroupRollouts:
         self.walks = walks
         self.scorer = scorer
         self.group_size = group_size
-        self.trained_steps = trained_steps
+        self.steps_of_round = steps_of_round
         self.updates_per_round = updates_per_round
         self._readings: dict[str, float] = {}
 
@@ -70,14 +70,14 @@ class GroupRollouts:
             "reward_spread": float(spread.mean()),
             "silent_groups": float((spread < 1e-6).float().mean()),
         }
-        joined = _joined([part for part, _ in parts])
+        joined = join_rollouts([part for part, _ in parts])
         dense = advantages[:, None].expand(-1, len(self.walks.schedule))
         for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
             yield transitions(
                 joined,
                 dense,
                 rows=share.tolist(),
-                steps=self.trained_steps,
+                steps=self.steps_of_round(index),
                 micro_batch_size=self.walks.micro_batch_size,
             )
 
@@ -95,14 +95,3 @@ class GroupRollouts:
             generators=[self.walks.seeder(index, row) for row in rows],
         )
         return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0), chosen).total
-
-
-def _joined(parts: list[Rollout]) -> Rollout:
-    first = parts[0]
-    return Rollout(
-        tuple(prompt for part in parts for prompt in part.prompts),
-        type(first.conditioning).cat([part.conditioning for part in parts]),
-        first.schedule,
-        torch.cat([part.latents for part in parts]),
-        torch.cat([part.log_prob_mean for part in parts]),
-    )

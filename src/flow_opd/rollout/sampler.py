@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -30,6 +31,19 @@ def schedule_rows(schedule: Schedule, step: int, count: int) -> tuple[Tensor, Te
     )
 
 
+def steps_with_density(schedule: Schedule, dynamics: Dynamics) -> list[int]:
+    """Returns the steps that a policy gradient can train: those whose Gaussian has a std above 0.
+
+    The last step of CPS has none, whatever its noise level.
+    """
+    point = torch.zeros(1, 1, 1, 1)
+    return [
+        step
+        for step in range(len(schedule))
+        if bool((dynamics(point, point, *schedule_rows(schedule, step, 1)).std > 0).all())
+    ]
+
+
 @torch.no_grad()
 def rollout(
     field: VelocityField,
@@ -47,7 +61,7 @@ def rollout(
         field: the behaviour policy.
         conditioning, prompts: B rows.
         latent_shape: C, H, W.
-        schedule: T steps; log-probabilities are kept for the stochastic ones.
+        schedule: T steps; log-probabilities are kept where a step has a density.
         dynamics: turns a velocity into the Gaussian of a step.
         generators: B generators: the start, then the noise of each stochastic step.
     """
@@ -59,10 +73,10 @@ def rollout(
         gaussian = dynamics(state, velocity, sigma, sigma_next, noise_level)
         if schedule.noise_levels[step] > 0:
             state = sample(gaussian, draw_noise(latent_shape, generators))
-            log_probs.append(log_prob_mean(gaussian, state))
         else:
             state = gaussian.mean
-            log_probs.append(torch.zeros(len(state)))
+        has_density = bool((gaussian.std > 0).all())
+        log_probs.append(log_prob_mean(gaussian, state) if has_density else torch.zeros(len(state)))
         states.append(state)
     return Rollout(tuple(prompts), conditioning, schedule, torch.stack(states, 1), torch.stack(log_probs, 1))
 
@@ -78,7 +92,7 @@ def generate_latents(
 ) -> Tensor:
     """Returns x0, [B, C, H, W], by the deterministic Euler sampler on `sigmas` [T + 1]."""
     state = draw_noise(latent_shape, generators)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         velocity = field.velocity(state, sigma.expand(len(state)), conditioning)
         state = state + velocity * (sigma_next - sigma)
     return state

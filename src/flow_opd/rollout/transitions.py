@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from flow_opd.rollout.sampler import micro_rows, schedule_rows
-from flow_opd.types import Rollout, TransitionBatch
+from flow_opd.types import Conditioning, Rollout, TransitionBatch
+
+
+def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
+    """Returns the trajectories of all `parts`, one after another; they share their schedule."""
+    return Rollout(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        Conditioning.cat([part.conditioning for part in parts]),
+        parts[0].schedule,
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.log_prob_mean for part in parts]),
+    )
 
 
 def transitions(
-    rollout: Rollout, advantages: Tensor, *, rows: Sequence[int], steps: range, micro_batch_size: int
+    rollout: Rollout, advantages: Tensor, *, rows: Sequence[int], steps: Sequence[int], micro_batch_size: int
 ) -> Iterator[TransitionBatch]:
     """Yields the chosen steps of the chosen trajectories in micro-batches, step by step.
 

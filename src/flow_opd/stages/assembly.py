@@ -60,7 +60,7 @@ def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
 def build_reward(spec: RewardSpec) -> Reward:
     """Returns the reward that a specification describes."""
     if isinstance(spec, GenEvalSettings):
-        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")), reading=spec.reading)
+        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
     if isinstance(spec, OCRSettings):
         return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
     if isinstance(spec, DeQASettings):

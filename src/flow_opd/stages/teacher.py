@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.algorithms.grpo import flow_grpo
@@ -19,7 +22,7 @@ from flow_opd.stages.assembly import (
     lora_settings,
 )
 from flow_opd.stages.training import STUDENT, open_run, save_student, train
-from flow_opd.training.seeding import derived_seed
+from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 
 
@@ -49,7 +52,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         ),
         scorer,
         group_size=settings.group_size,
-        trained_steps=range(*settings.trained_range()),
+        steps_of_round=partial(_steps_of_round, settings),
         updates_per_round=settings.updates_per_round,
         clip_range=settings.clip_range,
         advantage_clip=settings.advantage_clip,
@@ -72,3 +75,11 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
+
+
+def _steps_of_round(settings: TeacherSettings, index: int) -> list[int]:
+    """Returns the trained steps of a round: all of them, or a random choice, in order."""
+    steps = list(range(*settings.trained_range()))
+    count = settings.steps_per_round or len(steps)
+    order = torch.randperm(len(steps), generator=generator(settings.run.seed, "steps", index))
+    return sorted(steps[place] for place in order[:count].tolist())

@@ -61,6 +61,8 @@ class CheckpointFolder:
             )
         for old in self._numbered()[: -self.keep]:
             shutil.rmtree(old)
+        for leftover in self.folder.glob(".tmp-*"):  # what a kill in the middle of a write has left
+            shutil.rmtree(leftover)
         return target
 
     def latest(self) -> Path | None:
@@ -87,20 +89,21 @@ class CheckpointFolder:
                 for kind in ("parameters", "optimizer", "average")
             }
             snapshot = Snapshot(Progress(**state["progress"]), **kinds)
+            found = state["identity"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
             raise CheckpointError(
                 explain(
                     f"the checkpoint is damaged ({damage})",
                     value=str(newest),
                     allowed="a checkpoint whose files have the hashes in its state.json",
-                    fix="delete this folder to go on from the checkpoint before it, or start afresh with --fresh",
+                    fix="delete this folder to go on from the one before it, or start afresh with --fresh",
                 )
             ) from damage
-        if state["identity"] != identity:
+        if found != identity:
             raise CheckpointError(
                 explain(
                     "the checkpoint was written under other settings",
-                    value=f"{newest} of {state['identity']}",
+                    value=f"{newest} of {found}",
                     allowed=f"checkpoints of {identity}",
                     fix="restore the settings, choose another --out, or start afresh with --fresh",
                 )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import Parameter
@@ -111,14 +111,16 @@ class Trainer:
         """Trains until all rounds are done, from wherever `resume` left the progress.
 
         Raises:
-            NonFiniteError: if a gradient is not finite; the batch is saved and no weight has changed.
+            NonFiniteError: if a loss or gradient is not finite; the batch is saved and no weight has changed.
         """
         settings = self.settings
         last_saved = time.monotonic()
         while self.progress.round < settings.rounds:
-            started = time.monotonic()
+            started, first = time.monotonic(), self.progress.step
             for update in self.source.round(self.progress.round):
                 self._update(update)
+            taken = self.progress.step - first
+            assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
             self.progress.round += 1
             self.progress.seconds += time.monotonic() - started
             finished = self.progress.round == settings.rounds
@@ -146,6 +148,8 @@ class Trainer:
         batch: Any = None
         for batch in micro_batches:
             output = self.objective(batch)
+            if not bool(torch.isfinite(output.total)):
+                self._stop_at(batch, "loss")
             output.total.backward()  # type: ignore[no-untyped-call]
             count += output.count
             for name, value in output.metrics.items():
@@ -155,7 +159,7 @@ class Trainer:
         torch._foreach_div_(gradients, float(count))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.optimizer.max_grad_norm)
         if not bool(torch.isfinite(norm)):
-            self._stop_at(batch)
+            self._stop_at(batch, "gradient")
         rate = learning_rate(self.settings.optimizer, self.progress.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -169,12 +173,13 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
 
-    def _stop_at(self, batch: Any) -> None:
-        where = save_batch(batch, self.folder / f"nonfinite-step-{self.progress.step}.safetensors")
+    def _stop_at(self, batch: Any, what: str) -> NoReturn:
+        step = self.progress.step + 1
+        where = save_batch(batch, self.folder / f"nonfinite-step-{step}.safetensors")
         raise NonFiniteError(
             explain(
-                f"a gradient of step {self.progress.step} is not finite; the weights are unchanged",
-                value=f"last micro-batch saved to {where}",
+                f"the {what} of step {step} is not finite; the weights are unchanged",
+                value=f"micro-batch saved to {where}",
                 allowed="finite losses and gradients",
                 fix="look at the saved batch; lower the learning rate or use bfloat16 instead of float16",
             )

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: help install demo test lint types unit miniature table clean
+
+help:  ## Lists the commands.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## Makes .venv with the pinned dependencies.
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing pinned dependencies into $(VENV) (torch is the big one)"
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+demo: install  ## Distils four teachers into one student, evaluates and reports: runs/demo/report.html.
+	$(BIN)/flow-opd demo
+
+test: lint types unit  ## Lint, types and tests.
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pydoclint src
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-test
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+table: install  ## The full table of the README: all rows, all domains, 500 prompts each (about 20 minutes).
+	$(BIN)/flow-opd demo configs/miniature/table.yaml
+
+miniature: install  ## Builds the miniature from seeds: VAE, base, rewards, teachers (hours; resumable).
+	$(BIN)/flow-opd miniature build
+
+clean:  ## Removes .venv and caches; runs/ stays.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

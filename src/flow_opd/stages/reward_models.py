@@ -1,0 +1,114 @@
+"""Builds the miniature's two learned rewards from seeds: the quality and the preference model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+from torch.nn import Parameter
+
+from flow_opd.config.miniature import MiniatureSettings, PartSettings
+from flow_opd.files import atomic_folder, write_json
+from flow_opd.miniature.judged import JudgedPictures, judged_pictures
+from flow_opd.miniature.preference import (
+    PreferenceBatches,
+    PreferenceLoss,
+    new_clip,
+    preference_calibration,
+    save_clip,
+    trained_parameters,
+)
+from flow_opd.miniature.quality import QualityBatches, QualityLoss, new_quality_net, quality_calibration
+from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.miniature.vocabulary import vocabulary
+from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rewards.deqa import DeQAReward
+from flow_opd.rewards.pickscore import PickScoreReward
+from flow_opd.stages.miniature import _loop, _train, build_autoencoder, identity
+from flow_opd.training.trainer import Trainer
+
+CAPTIONS, REBUILT = 6_000, 1_500  # drawn with four pictures each; how many pass through the VAE
+HELD_OUT = 300
+
+
+def judged(settings: MiniatureSettings, split: str) -> JudgedPictures:
+    """Returns the pictures with known faults of a split; drawn once and kept on disk."""
+    folder = settings.run.out / "judged" / split
+    if not folder.exists():
+        vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
+        count, rebuilt = (CAPTIONS, REBUILT) if split == "train" else (HELD_OUT, HELD_OUT)
+        with atomic_folder(folder) as staging:
+            judged_pictures(settings.run.seed, split, count, vae=vae, rebuilt=rebuilt).save(staging)
+    return JudgedPictures.load(folder)
+
+
+def build_quality(settings: MiniatureSettings) -> Path:
+    """Trains the quality model and returns its folder; summary.json beside it says how it judges."""
+    finished = settings.run.out / "deqa" / "model"
+    if not finished.exists():
+        net = new_quality_net(settings.run.seed)
+        trainer = _trainer(
+            "deqa",
+            settings.deqa,
+            settings,
+            parameters=dict(net.named_parameters()),
+            source=QualityBatches(judged(settings, "train"), settings.deqa.batch_size, settings.run.seed),
+            objective=QualityLoss(net),
+        )
+        _train(trainer, "quality model")
+        assert trainer.average is not None
+        with trainer.average.applied():
+            net.save(finished)
+        _summary(trainer, quality_calibration(DeQAReward(finished), judged(settings, "test")))
+    return finished
+
+
+def build_preference(settings: MiniatureSettings) -> Path:
+    """Trains the preference model and returns its folder; summary.json beside it says how it judges."""
+    finished = settings.run.out / "pickscore" / "model"
+    if not finished.exists():
+        tokenizer = build_tokenizer(vocabulary())
+        model = new_clip(tokenizer, settings.run.seed)
+        part = settings.pickscore
+        trainer = _trainer(
+            "pickscore",
+            part,
+            settings,
+            parameters=trained_parameters(model),
+            source=PreferenceBatches(
+                judged(settings, "train"), tokenizer, part.batch_size, settings.run.seed
+            ),
+            objective=PreferenceLoss(model),
+        )
+        _train(trainer, "preference model")
+        assert trainer.average is not None
+        with trainer.average.applied():
+            save_clip(model, tokenizer, finished)
+        _summary(trainer, preference_calibration(PickScoreReward(finished), judged(settings, "test")))
+    return finished
+
+
+def _trainer(
+    name: str,
+    part: PartSettings,
+    settings: MiniatureSettings,
+    *,
+    parameters: Mapping[str, Parameter],
+    source: BatchSource,
+    objective: Objective,
+) -> Trainer:
+    return Trainer(
+        parameters=parameters,
+        source=source,
+        objective=objective,
+        settings=_loop(part, settings, ema_decay=0.99),
+        folder=settings.run.out / name,
+        identity=identity(name, part, settings),
+    )
+
+
+def _summary(trainer: Trainer, calibration: Mapping[str, float]) -> None:
+    progress = trainer.progress
+    numbers = {"seconds": progress.seconds, "steps": progress.step, **calibration}
+    write_json(trainer.folder / "summary.json", numbers)

@@ -1,0 +1,52 @@
+"""The path, its noise levels, windows of stochastic steps, and guidance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flow_opd.flow.guidance import guided
+from flow_opd.flow.path import logit_normal_sigmas, predicted_x0, target_velocity
+from flow_opd.flow.schedule import make_schedule, ode_schedule
+
+
+def test_the_target_velocity_leads_back_to_the_data() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(3, 1, 2, 2, generator=draw) for _ in range(2))
+    sigma = torch.tensor([0.2, 0.5, 1.0])
+    latents = (1 - sigma.view(-1, 1, 1, 1)) * x0 + sigma.view(-1, 1, 1, 1) * noise
+    velocity = target_velocity(x0, noise)
+    assert torch.equal(velocity, noise - x0)
+    torch.testing.assert_close(predicted_x0(latents, velocity, sigma), x0)
+
+
+def test_shifted_sigmas_by_their_median() -> None:
+    plain = logit_normal_sigmas(20_001, shift=1.0, generator=torch.Generator().manual_seed(0))
+    shifted = logit_normal_sigmas(20_001, shift=3.0, generator=torch.Generator().manual_seed(0))
+    assert plain.median().item() == pytest.approx(0.5, abs=0.01)
+    assert shifted.median().item() == pytest.approx(0.75, abs=0.01)  # 3 * .5 / (1 + 2 * .5)
+    assert shifted.min() > 0
+    assert shifted.max() < 1
+
+
+def test_a_window_of_stochastic_steps() -> None:
+    schedule = make_schedule(torch.tensor([1.0, 0.8, 0.5, 0.0]), noise_level=0.7, stochastic_steps=(1, 2))
+    assert schedule.noise_levels.tolist() == pytest.approx([0.0, 0.7, 0.0])
+    assert len(schedule) == 3
+    assert ode_schedule(schedule.sigmas).noise_levels.tolist() == [0.0] * 3
+
+
+def test_grids_and_windows_that_make_no_sense_are_refused() -> None:
+    for sigmas in ([1.0, 0.5, 0.5, 0.0], [0.0, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="descend"):
+            make_schedule(torch.tensor(sigmas), noise_level=0.7, stochastic_steps=(0, 1))
+    for window in ((0, 3), (-1, 1), (2, 1)):
+        with pytest.raises(ValueError, match="outside"):
+            make_schedule(torch.tensor([1.0, 0.5, 0.0]), noise_level=0.7, stochastic_steps=window)
+
+
+def test_guidance_by_hand() -> None:
+    unconditional, conditional = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])
+    assert guided(unconditional, conditional, 4.5).tolist() == [10.0, -2.5]
+    assert guided(unconditional, conditional, 0.0).tolist() == [1.0, 2.0]
+    assert guided(unconditional, conditional, 1.0).tolist() == [3.0, 1.0]

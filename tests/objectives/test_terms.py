@@ -1,0 +1,127 @@
+"""The terms of a loss, by hand and by what they must refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flow_opd.flow.dynamics import sde_step
+from flow_opd.flow.gaussian import log_prob_mean, sde_kl_weight
+from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
+from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.objectives.velocity_matching import VelocityMatching
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.types import ImageBatch, TransitionBatch
+from tiny import GaussianFlow, Tiny, gradients, unconditional
+
+ROWS = 5
+TARGET = GaussianFlow(mean=0.5, std=0.7)
+
+
+def transition_batch() -> TransitionBatch:
+    draw = torch.Generator().manual_seed(0)
+    latents, next_latents = (torch.randn(ROWS, 2, 2, 2, generator=draw) for _ in range(2))
+    sigma = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.2])
+    return TransitionBatch(
+        latents=latents,
+        sigma=sigma,
+        sigma_next=sigma - 0.1,
+        noise_level=torch.full((ROWS,), 0.7),
+        conditioning=unconditional(ROWS),
+        next_latents=next_latents,
+        behaviour_log_prob=torch.zeros(ROWS),
+        advantage=torch.tensor([1.0, -1.0, 2.0, -2.0, 9.0]),
+    )
+
+
+def velocities() -> torch.Tensor:
+    return torch.randn(ROWS, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+def log_prob(batch: TransitionBatch, velocity: torch.Tensor) -> torch.Tensor:
+    assert batch.next_latents is not None
+    step = sde_step(batch.latents, velocity, batch.sigma, batch.sigma_next, batch.noise_level)
+    return log_prob_mean(step, batch.next_latents)
+
+
+def test_policy_gradient_by_hand() -> None:
+    batch, velocity = transition_batch(), velocities()
+    ratios = torch.tensor([1.0, 0.5, 1.3, 1.1, 2.0])
+    batch = replace(batch, behaviour_log_prob=log_prob(batch, velocity) - ratios.log())
+    out = ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocity, batch)
+    # A r | A clip(r, .8, 1.2), the smaller of both, negated; the last advantage 9 is cut to 5:
+    # 1*1; -1*.5 | -1*.8 -> -.8; 2*1.3 | 2*1.2 -> 2.4; -2*1.1; 5*2 | 5*1.2 -> 6
+    assert out.total.item() == pytest.approx(-(1.0 - 0.8 + 2.4 - 2.2 + 6.0), abs=1e-3)
+    assert out.count == ROWS
+    assert out.metrics["clipped"] == 3
+    assert out.metrics["ratio"] == pytest.approx(5.9, abs=1e-3)
+
+
+def test_a_clipped_row_has_no_gradient() -> None:
+    batch = transition_batch()
+    velocity = velocities().requires_grad_()
+    ratios = torch.tensor([1.0, 0.5, 1.3, 1.1, 2.0])
+    batch = replace(batch, behaviour_log_prob=log_prob(batch, velocity.detach()) - ratios.log())
+    ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocity, batch).total.backward()
+    assert velocity.grad is not None
+    assert velocity.grad.flatten(1).norm(dim=1).gt(0).tolist() == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("field", ["advantage", "behaviour_log_prob"])
+def test_a_column_is_refused_before_it_broadcasts(field: str) -> None:
+    batch = transition_batch()
+    column = replace(batch, **{field: getattr(batch, field)[:, None]})
+    with pytest.raises(ValueError, match=rf"{field} must have shape \(5,\), got \(5, 1\)"):
+        ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocities(), column)
+
+
+def test_transition_kl_is_the_weighted_squared_gap_over_dimensions() -> None:
+    batch, velocity = transition_batch(), velocities()
+    out = TransitionKL(TARGET, sde_step, name="teacher_kl")(velocity, batch)
+    gap = velocity - TARGET.velocity(batch.latents, batch.sigma, batch.conditioning)
+    weight = sde_kl_weight(batch.sigma, batch.sigma_next, batch.noise_level)
+    expected = (weight * gap.flatten(1).pow(2).mean(1)).sum()
+    assert out.total.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert out.count == ROWS
+    assert out.metrics == {"teacher_kl": pytest.approx(expected.item(), rel=1e-4)}
+
+
+def test_the_target_gets_no_gradient(tiny: Tiny) -> None:
+    """Student against itself: the KL is 0 and so is its gradient, although target and student are one."""
+    batch = next(iter(next(iter(tiny.algorithm("opd")[0].round(0)))))
+    assert batch.velocity is not None
+    loss = TransitionKL(tiny.student, sde_step, name="self")
+    found = gradients(tiny.parameters.values(), lambda: loss(batch.velocity, batch).total.backward())
+    assert max(grad.abs().max() for grad in found) == 0
+
+
+def test_velocity_matching_by_hand() -> None:
+    x0, noise = torch.ones(2, 1, 1, 2), torch.full((2, 1, 1, 2), 3.0)  # target velocity 2
+    batch = ImageBatch(x0, noise, torch.tensor([0.5, 0.25]), unconditional(2))
+    assert batch.latents[:, 0, 0, 0].tolist() == [2.0, 1.5]
+    velocity = torch.tensor([[2.0, 4.0], [1.0, 1.0]]).view(2, 1, 1, 2)
+    out = VelocityMatching()(velocity, batch)
+    assert out.total.item() == pytest.approx((0 + 4) / 2 + (1 + 1) / 2)
+    assert out.count == 2
+
+
+def test_terms_add_up_with_their_weights_and_share_one_forward() -> None:
+    batch, velocity = transition_batch(), velocities()
+    one, two = (TransitionKL(GaussianFlow(m, 0.7), sde_step, name=f"kl{m}") for m in (0.0, 1.0))
+    calls = []
+
+    class Student:
+        def velocity(self, *at: object) -> torch.Tensor:
+            calls.append(at)
+            return velocity
+
+    out = WeightedTerms(Student(), [(1.0, one), (0.3, two)])(batch)
+    expected = one(velocity, batch).total + 0.3 * two(velocity, batch).total
+    assert out.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(out.metrics) == {"loss", "kl0.0", "kl1.0"}
+    assert out.metrics["kl1.0"] == pytest.approx(two(velocity, batch).total.item())
+    assert len(calls) == 1
+    WeightedTerms(Student(), [(1.0, one)])(replace(batch, velocity=velocity))
+    assert len(calls) == 1  # the walk brings its velocity along

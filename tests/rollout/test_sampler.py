@@ -1,0 +1,169 @@
+"""Rollouts: reproducible rows, honest log-probabilities, ratios of exactly one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
+from flow_opd.flow.gaussian import log_prob_mean
+from flow_opd.flow.schedule import make_schedule
+from flow_opd.rollout.groups import GroupRollouts
+from flow_opd.rollout.sampler import draw_noise, micro_rows, rollout, schedule_rows, steps_with_density
+from flow_opd.rollout.transitions import join_rollouts, transitions
+from flow_opd.types import Prompt, Rollout, TransitionBatch
+from tiny import PROMPTS, GaussianFlow, Redness, Tiny, unconditional
+
+FLOW = GaussianFlow(mean=0.5, std=0.8)
+GRID = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+
+
+def seeds(*rows: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(row) for row in rows]
+
+
+def draw(rows: tuple[int, ...], window: tuple[int, int] = (0, 3), dynamics: str = "sde") -> Rollout:
+    return rollout(
+        FLOW,
+        unconditional(len(rows)),
+        [Prompt("", "any")] * len(rows),
+        latent_shape=(2, 2, 2),
+        schedule=make_schedule(GRID, noise_level=0.7, stochastic_steps=window),
+        dynamics=DYNAMICS.get(dynamics),
+        generators=seeds(*rows),
+    )
+
+
+def ratios(tiny: Tiny, batch: TransitionBatch) -> Tensor:
+    """exp of the log-ratio of a batch under the student as it is now, computed as the objective does."""
+    assert batch.next_latents is not None
+    assert batch.behaviour_log_prob is not None
+    velocity = tiny.student.velocity(batch.latents, batch.sigma, batch.conditioning)
+    step = sde_step(batch.latents, velocity, batch.sigma, batch.sigma_next, batch.noise_level)
+    return torch.exp(log_prob_mean(step, batch.next_latents) - batch.behaviour_log_prob)
+
+
+def test_a_row_is_a_function_of_its_own_generator() -> None:
+    together, alone = draw((3, 4, 5)), draw((4,))
+    torch.testing.assert_close(together.latents[1], alone.latents[0])
+    torch.testing.assert_close(together.log_prob_mean[1], alone.log_prob_mean[0])
+    assert not torch.equal(together.latents[0], together.latents[1])
+
+
+def test_log_probs_are_those_of_the_steps_taken() -> None:
+    drawn = draw((0, 1))
+    for step in range(3):
+        grid = schedule_rows(drawn.schedule, step, 2)
+        x = drawn.latents[:, step]
+        gaussian = sde_step(x, FLOW.velocity(x, grid[0], unconditional(2)), *grid)
+        expected = Normal(gaussian.mean, gaussian.std).log_prob(drawn.latents[:, step + 1])
+        torch.testing.assert_close(drawn.log_prob_mean[:, step], expected.flatten(1).mean(1))
+    assert drawn.log_prob_mean[:, 3].tolist() == [0.0, 0.0]
+    assert torch.equal(drawn.x0, drawn.latents[:, 4])
+
+
+def test_deterministic_steps_take_no_noise_from_the_generators() -> None:
+    generator = seeds(0)[0]
+    drawn = draw((0,), window=(1, 2))
+    assert torch.equal(drawn.latents[:, 0], draw_noise((2, 2, 2), [generator]))
+    grid = schedule_rows(drawn.schedule, 1, 1)
+    x = drawn.latents[:, 1]
+    gaussian = sde_step(x, FLOW.velocity(x, grid[0], unconditional(1)), *grid)
+    fresh = draw_noise((2, 2, 2), [generator])
+    torch.testing.assert_close(drawn.latents[:, 2], gaussian.mean + gaussian.std * fresh)
+    assert (drawn.log_prob_mean != 0).tolist() == [[False, True, False, False]]
+
+
+def test_the_last_step_of_cps_has_no_density_and_is_left_out() -> None:
+    schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 4))
+    assert steps_with_density(schedule, sde_step) == [0, 1, 2, 3]
+    assert steps_with_density(schedule, cps_step) == [0, 1, 2]
+    drawn = draw((0, 1), window=(0, 4), dynamics="cps")
+    assert drawn.log_prob_mean[:, 3].tolist() == [0.0, 0.0]
+    assert torch.isfinite(drawn.latents).all()
+
+
+def test_transitions_are_the_stored_steps_in_micro_batches() -> None:
+    drawn = draw((0, 1, 2, 3, 4))
+    advantages = torch.arange(20.0).view(5, 4)
+    batches = list(transitions(drawn, advantages, rows=[4, 0, 2], steps=range(1, 3), micro_batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 1, 2, 1]
+    third = batches[2]
+    assert torch.equal(third.latents, drawn.latents[[4, 0], 2])
+    assert torch.equal(third.next_latents, drawn.latents[[4, 0], 3])
+    assert third.advantage is not None
+    assert third.advantage.tolist() == [18.0, 2.0]
+    assert third.sigma.tolist() == pytest.approx([0.5, 0.5])
+    assert third.sigma_next.tolist() == pytest.approx([0.2, 0.2])
+    assert list(map(list, micro_rows(5, 2))) == [[0, 1], [2, 3], [4]]
+
+
+def test_joined_rollouts_are_one_big_rollout() -> None:
+    joined, whole = join_rollouts([draw((0, 1)), draw((2,))]), draw((0, 1, 2))
+    torch.testing.assert_close(joined.latents, whole.latents)
+    torch.testing.assert_close(joined.log_prob_mean, whole.log_prob_mean)
+    assert len(joined.prompts) == len(joined.conditioning) == 3
+
+
+def test_the_first_update_of_a_real_rollout_has_ratios_of_exactly_one(tiny: Tiny) -> None:
+    drawn = rollout(
+        tiny.student,
+        tiny.backbone.encode_prompts(PROMPTS),
+        PROMPTS,
+        latent_shape=tiny.backbone.latent_shape,
+        schedule=make_schedule(tiny.backbone.sigmas(4), noise_level=0.7, stochastic_steps=(0, 4)),
+        dynamics=sde_step,
+        generators=seeds(0, 1, 2, 3),
+    )
+    for batch in transitions(drawn, torch.zeros(4, 4), rows=range(4), steps=range(4), micro_batch_size=4):
+        assert ratios(tiny, batch).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("micro_batch_size", [3, 8])
+def test_group_rollouts_start_on_policy(tiny: Tiny, micro_batch_size: int) -> None:
+    source = GroupRollouts(
+        tiny.student,
+        tiny.backbone,
+        tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
+        Redness(),
+        group_size=4,
+        steps_of_round=lambda index: range(2),
+        updates_per_round=1,
+    )
+    (update,) = source.round(0)
+    batches = list(update)
+    assert sum(len(batch) for batch in batches) == 2 * 8
+    for batch in batches:
+        assert ratios(tiny, batch).tolist() == [1.0] * len(batch)
+    with torch.no_grad():
+        for parameter in tiny.parameters.values():
+            parameter.mul_(1.01)
+    moved = torch.cat([ratios(tiny, batch) for batch in batches])
+    assert (moved != 1).all()  # the control: the ratio does see the weights
+
+
+def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny) -> None:
+    source = GroupRollouts(
+        tiny.student,
+        tiny.backbone,
+        tiny.walks(prompts=2, micro_batch_size=3),
+        Redness(),
+        group_size=4,
+        steps_of_round=lambda index: [index],
+        updates_per_round=3,
+    )
+    updates = [list(update) for update in source.round(1)]
+    assert [sum(map(len, update)) for update in updates] == [3, 3, 2]
+    rows = [batch for update in updates for batch in update]
+    assert all(
+        float(batch.sigma[0]) == pytest.approx(float(tiny.walks().schedule.sigmas[1])) for batch in rows
+    )
+    advantages = torch.cat([batch.advantage for batch in rows if batch.advantage is not None])
+    torch.testing.assert_close(advantages.view(2, 4).mean(1), torch.zeros(2), rtol=0, atol=1e-6)
+    assert (advantages.view(2, 4).std(1, correction=0) > 0.9).all()
+    assert source.readings["silent_groups"] == 0
+    assert source.readings["reward_spread"] > 0
+    tasks = [task for batch in rows for task in batch.conditioning.tasks]
+    assert tasks == [PROMPTS[1].task] * 4 + [PROMPTS[2].task] * 4

@@ -1,0 +1,105 @@
+"""The fused on-policy walk: the same states and the same gradient as rolling out first and training later."""
+
+from __future__ import annotations
+
+import torch
+
+from flow_opd.flow.dynamics import sde_step
+from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.rollout.sampler import rollout
+from flow_opd.rollout.walk import on_policy_walk
+from flow_opd.rollout.walks import WalkBatches
+from flow_opd.types import TransitionBatch
+from tiny import PROMPTS, Tiny, gradients
+
+
+def walk(tiny: Tiny) -> list[TransitionBatch]:
+    (update,) = WalkBatches(tiny.student, tiny.backbone, tiny.walks(num_steps=4)).round(0)
+    return list(update)
+
+
+def test_the_walk_visits_the_states_of_a_rollout(tiny: Tiny) -> None:
+    walks = tiny.walks(num_steps=4)
+    drawn = rollout(
+        tiny.student,
+        tiny.backbone.encode_prompts(PROMPTS),
+        PROMPTS,
+        latent_shape=tiny.backbone.latent_shape,
+        schedule=walks.schedule,
+        dynamics=walks.dynamics,
+        generators=[walks.seeder(0, row) for row in range(4)],
+    )
+    batches = walk(tiny)
+    assert len(batches) == 4
+    for step, batch in enumerate(batches):
+        assert torch.equal(batch.latents, drawn.latents[:, step])
+
+
+def test_states_are_detached_and_velocities_are_not(tiny: Tiny) -> None:
+    for batch in walk(tiny):
+        assert not batch.latents.requires_grad
+        assert batch.velocity is not None
+        assert batch.velocity.requires_grad
+
+
+def test_the_gradient_of_a_walk_is_that_of_its_stored_states(tiny: Tiny) -> None:
+    objective = TransitionKL(tiny.teachers(), sde_step, name="teacher_kl")
+    stored: list[TransitionBatch] = []
+
+    def during() -> None:
+        for update in WalkBatches(tiny.student, tiny.backbone, tiny.walks(num_steps=4)).round(0):
+            for batch in update:
+                assert batch.velocity is not None
+                stored.append(batch)
+                objective(batch.velocity, batch).total.backward()
+
+    def afterwards() -> None:
+        for batch in stored:
+            velocity = tiny.student.velocity(batch.latents, batch.sigma, batch.conditioning)
+            objective(velocity, batch).total.backward()
+
+    found, expected = (gradients(tiny.parameters.values(), way) for way in (during, afterwards))
+    assert len(stored) == 4
+    assert max(grad.abs().max() for grad in expected) > 1e-3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_micro_batches_are_parts_of_the_same_walk(tiny: Tiny) -> None:
+    whole = walk(tiny)
+    (update,) = WalkBatches(tiny.student, tiny.backbone, tiny.walks(num_steps=4, micro_batch_size=3)).round(0)
+    parts = list(update)
+    assert [len(part) for part in parts] == [3] * 4 + [1] * 4
+    for step in range(4):
+        joined = torch.cat([parts[step].latents, parts[4 + step].latents])
+        torch.testing.assert_close(joined, whole[step].latents, rtol=1e-5, atol=1e-5)
+
+
+def test_rounds_differ_and_repeat(tiny: Tiny) -> None:
+    source = WalkBatches(tiny.student, tiny.backbone, tiny.walks())
+    first, again, other = (next(iter(next(iter(source.round(index))))) for index in (0, 0, 1))
+    assert torch.equal(first.latents, again.latents)
+    assert not torch.equal(first.latents, other.latents)
+
+
+def test_the_walk_asks_for_one_forward_a_step(tiny: Tiny) -> None:
+    calls = []
+
+    class Counted:
+        def velocity(self, *at: torch.Tensor) -> torch.Tensor:
+            calls.append(len(at[0]))
+            return tiny.student.velocity(*at)  # type: ignore[arg-type]
+
+    walks = tiny.walks(num_steps=4)
+    steps = on_policy_walk(
+        Counted(),
+        tiny.backbone.encode_prompts(PROMPTS),
+        latent_shape=tiny.backbone.latent_shape,
+        schedule=walks.schedule,
+        dynamics=walks.dynamics,
+        generators=[walks.seeder(0, row) for row in range(4)],
+    )
+    next(steps)
+    assert calls == [4]
+    assert len(list(steps)) == 3
+    assert calls == [4] * 4
