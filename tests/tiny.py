@@ -23,6 +23,7 @@ from flow_opd.adapters.settings import LoraSettings
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.miniature.tokenizer import build_tokenizer
@@ -34,6 +35,7 @@ from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
+from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores, RewardTable
 
 WORDS = ("a", "red", "blue", "circle", "square", "sign", "that", "says")
@@ -209,6 +211,33 @@ class Tiny:
 
 ALGORITHMS = ("velocity-matching", "grpo", "opd", "opd-log-ratio")
 UPDATES_PER_ROUND = {"velocity-matching": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
+
+
+def tiny_trainer(
+    tiny: Tiny,
+    algorithm: str,
+    folder: Path,
+    *,
+    rounds: int,
+    identity: str = "tiny",
+    micro_batch_size: int = 8,
+) -> Trainer:
+    """Returns the training of an algorithm with everything that a resume must restore, saved every round."""
+    source, objective = tiny.algorithm(algorithm, micro_batch_size=micro_batch_size)
+    return Trainer(
+        parameters=tiny.parameters,
+        source=source,
+        objective=objective,
+        settings=LoopSettings(
+            rounds=rounds,
+            updates_per_round=UPDATES_PER_ROUND[algorithm],
+            optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=2, decay="cosine"),
+            ema=EMASettings(decay=0.9, every=2),
+            checkpoint=CheckpointSettings(every_minutes=1e-9),
+        ),
+        folder=folder,
+        identity=identity,
+    )
 
 
 @dataclass(frozen=True)

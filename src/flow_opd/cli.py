@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SETTINGS = {
     "miniature": "flow_opd.config.miniature:MiniatureSettings",
     "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
-    "pretrain": "flow_opd.config.pretrain:PretrainSettings",
     "teacher": "flow_opd.config.teacher:TeacherSettings",
     "merge": "flow_opd.config.merge:MergeSettings",
     "distill": "flow_opd.config.distill:DistillSettings",
@@ -65,7 +64,9 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
     raise typer.Exit
 
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; repeatable.")
 ]
@@ -83,7 +84,7 @@ Keys = Annotated[
 
 @miniature.command("build")
 def miniature_build(
-    config: Config = Path("configs/miniature.yaml"),
+    config: Config = Path("asset:configs/build.yaml"),
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = True,
@@ -92,14 +93,14 @@ def miniature_build(
 ) -> None:
     """Trains the miniature's VAE, base and reward models from seeds; hours on a CPU, resumable.
 
-    Example: [cyan]flow-opd miniature build configs/miniature.yaml --out runs/miniature[/cyan]
+    Example: [cyan]flow-opd miniature build --out runs/miniature[/cyan]
     """
     _run("miniature", config, overrides, out, resume=resume, check=check)
 
 
 @miniature.command("prompts")
 def miniature_prompts(
-    config: Config = Path("configs/prompts.yaml"),
+    config: Config = Path("asset:configs/prompts.yaml"),
     overrides: Overrides = None,
     out: Out = None,
     check: Check = False,
@@ -107,25 +108,9 @@ def miniature_prompts(
 ) -> None:
     """Writes training and held-out prompts of the miniature's four domains as jsonl.
 
-    Example: [cyan]flow-opd miniature prompts configs/prompts.yaml --out data/prompts[/cyan]
+    Example: [cyan]flow-opd miniature prompts --out data/prompts[/cyan]
     """
     _run("miniature_prompts", config, overrides, out, resume=False, check=check)
-
-
-@app.command()
-def pretrain(
-    config: Config,
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Trains a base by velocity matching on captioned pictures.
-
-    Example: [cyan]flow-opd pretrain configs/pretrain.yaml --set run.rounds=2000[/cyan]
-    """
-    _run("pretrain", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
@@ -139,7 +124,7 @@ def teacher(
 ) -> None:
     """Trains a specialist: one LoRA on one reward, by Flow-GRPO.
 
-    Example: [cyan]flow-opd teacher configs/teachers/text.yaml --set optimizer.learning_rate=3e-4[/cyan]
+    Example: [cyan]flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4[/cyan]
     """
     _run("teacher", config, overrides, out, resume=resume, check=check)
 
@@ -150,7 +135,7 @@ def merge(
 ) -> None:
     """Merges adapters into one without training, exactly, on their weight changes.
 
-    Example: [cyan]flow-opd merge configs/merge.yaml --set "method={name: svd, rank: 32}"[/cyan]
+    Example: [cyan]flow-opd merge asset:configs/merge.yaml --set "method={name: svd, rank: 32}"[/cyan]
     """
     _run("merge", config, overrides, out, resume=False, check=check)
 
@@ -166,7 +151,7 @@ def distill(
 ) -> None:
     """Distils the teachers into one student, on the student's own trajectories.
 
-    Example: [cyan]flow-opd distill configs/distill.yaml --out runs/student --set anchor.weight=0.04[/cyan]
+    Example: [cyan]flow-opd distill asset:configs/distill.yaml --out runs/student --set anchor.weight=0.04[/cyan]
     """
     _run("distill", config, overrides, out, resume=resume, check=check)
 
@@ -182,7 +167,7 @@ def evaluate(
 ) -> None:
     """Draws held-out prompts under every row from the same seeds, scores them and writes results.json.
 
-    Example: [cyan]flow-opd evaluate configs/evaluate.yaml --set num_steps=20 --out runs/table[/cyan]
+    Example: [cyan]flow-opd evaluate asset:configs/evaluate.yaml --set num_steps=20 --out runs/table[/cyan]
     """
     _run("evaluate", config, overrides, out, resume=resume, check=check)
 
@@ -193,7 +178,7 @@ def generate(
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or asset:NAME; none: the base.")] = None,
     base: Annotated[str, typer.Option(help="Pipeline folder, asset:NAME or hub id.")] = "asset:base",
     text_tokens: Annotated[int, typer.Option(help="T5 tokens per prompt; 0 for a base without T5.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 4.5,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the first image of each prompt.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("runs/images"),
     overrides: Overrides = None,
@@ -202,7 +187,7 @@ def generate(
 ) -> None:
     """Draws pictures of prompts.
 
-    Example: [cyan]flow-opd generate "two red circles" --adapter runs/demo/student --seed 7[/cyan]
+    Example: [cyan]flow-opd generate "two red circles" --adapter runs/demo/adapter --seed 7[/cyan]
     """
     values = {
         "run": {"out": str(out), "seed": seed},
@@ -216,7 +201,7 @@ def generate(
 
 @app.command()
 def demo(
-    config: Config = Path("configs/demo.yaml"),
+    config: Config = Path("asset:configs/demo.yaml"),
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = True,
@@ -266,10 +251,12 @@ def _run(
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
+    from flow_opd.config.locations import ASSET, locate
     from flow_opd.config.reader import from_values, read
 
     if isinstance(source, Path):
-        return read(source, _model(stage), overrides)
+        file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
+        return read(file, _model(stage), overrides)
     return from_values(source, _model(stage), overrides)
 
 

@@ -17,7 +17,6 @@ COMMANDS = [
     ["miniature"],
     ["miniature", "build"],
     ["miniature", "prompts"],
-    ["pretrain"],
     ["teacher"],
     ["merge"],
     ["distill"],

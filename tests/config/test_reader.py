@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.config.document import parse_value
@@ -225,6 +225,7 @@ SCALARS = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(SCALARS)
 def test_every_scalar_survives_writing_and_reading(value: Any) -> None:
     from flow_opd.config.document import Dumper

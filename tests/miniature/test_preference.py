@@ -10,6 +10,7 @@ from flow_opd.miniature.judged import DIFFERENCES, FAULTS, judged_pictures
 from flow_opd.miniature.preference import (
     LOGIT_SCALE,
     PULL,
+    STRANGE,
     TYPICAL_SCORE,
     PreferenceBatches,
     PreferenceLoss,
@@ -76,23 +77,37 @@ def test_pair_accuracy_by_hand():
     assert pair_accuracy(scores, truth) == (3 / 4, 4)
 
 
+def cross_entropy(first, second, share):
+    log_p = torch.log_softmax(torch.stack([first, second]), 0)
+    return -(share * log_p[0] + (1 - share) * log_p[1]).item()
+
+
 def test_loss_by_hand(judged):
     tokenizer = build_tokenizer(vocabulary())
     model = new_clip(tokenizer, 0)
     batch = next(iter(PreferenceBatches(judged, tokenizer, 8, seed=1).round(0)))[0]
-    output = PreferenceLoss(model)(batch)
     assert batch.pixels.shape == (2, 4, 3, 32, 32)
+    assert not torch.equal(*batch.tokens["input_ids"])
+    output = PreferenceLoss(model)(batch)
     assert output.count == 2
     expected = 0.0
     for row in range(2):
         tokens = {name: value[row : row + 1] for name, value in batch.tokens.items()}
-        scores = model(pixel_values=batch.pixels[row], **tokens).logits_per_text[0]
-        pairs = [(first, second) for first in range(4) for second in range(first)]
-        for first, second in pairs:
-            share = torch.sigmoid(batch.appeal[row, first] - batch.appeal[row, second])
-            log_p = torch.log_softmax(scores[[first, second]], 0)
-            expected -= (share * log_p[0] + (1 - share) * log_p[1]).item() / len(pairs)
-        expected += PULL * (scores.mean().item() - TYPICAL_SCORE) ** 2
+        scores = model(pixel_values=batch.pixels.flatten(0, 1), **tokens).logits_per_text[0].view(2, 4)
+        own, strange, asked, other = scores[row], scores[1 - row], batch.appeal[row], batch.looks[1 - row]
+        pairs = [(one, two) for one in range(4) for two in range(one)]
+        expected += sum(
+            cross_entropy(own[one], own[two], torch.sigmoid(asked[one] - asked[two])) for one, two in pairs
+        ) / len(pairs)
+        expected += (
+            sum(
+                cross_entropy(own[one], strange[two], torch.sigmoid(asked[one] - other[two] + STRANGE))
+                for one in range(4)
+                for two in range(4)
+            )
+            / 16
+        )
+        expected += PULL * (own.mean().item() - TYPICAL_SCORE) ** 2
     assert output.total.item() == pytest.approx(expected, rel=1e-4)
 
 

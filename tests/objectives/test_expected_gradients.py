@@ -3,9 +3,13 @@
 A toy flow of eight dimensions, two small networks, nine SDE steps, a = 0.7. The reference is the closed
 form w |v_student - v_teacher|^2 over 131,072 trajectories, written out here without the package's loop.
 
-| estimator (36,864 trajectories)         | cosine | norm ratio | asked for           |
-|-----------------------------------------|--------|------------|---------------------|
-| direct KL, fused walk                   | MEASURED |
+| estimator, 36,864 trajectories each | cosine with the reference | norm / its norm |
+|-------------------------------------|---------------------------|-----------------|
+| direct KL, fused walk               |  1.000                    | 0.999           |
+| PPO, sampled log-ratio              |  1.000                    | 0.994           |
+| PPO, detached state KL              | -0.412                    | 0.012           |
+
+(`pytest -s` prints the table.)
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ CAST = Cast(PlainPrompts(), STUDENT, TEACHER, anchor=None, anchor_weight=0.0)
 
 
 def reference_chunks(chunks: int, count: int) -> Iterator[Tensor]:
-    """Yields mean_rows w(sigma) |v_student - v_teacher|^2 / D of fresh trajectories, one chunk after another."""
+    """Yields the mean over rows of w |v_student - v_teacher|^2 / D of fresh trajectories, in chunks."""
     draw = torch.Generator().manual_seed(99)
     for _ in range(chunks):
         x = torch.randn(count, 2, 2, 2, generator=draw)

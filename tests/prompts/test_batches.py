@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.errors import DataError
@@ -23,6 +23,7 @@ def texts(groups: PromptGroups, rounds: range) -> list[str]:
     return [prompt.text for index in rounds for prompt in groups.round(index)]
 
 
+@settings(deadline=None, max_examples=50)
 @given(COUNTS, st.integers(0, 9), st.integers(1, 17))
 def test_every_prompt_comes_once_per_epoch(counts: dict[str, int], seed: int, size: int) -> None:
     dealt = texts(PromptGroups(prompts_of(counts), seed, size), range(60))
@@ -33,6 +34,7 @@ def test_every_prompt_comes_once_per_epoch(counts: dict[str, int], seed: int, si
             assert len(set(own[start : start + count])) == count
 
 
+@settings(deadline=None, max_examples=50)
 @given(COUNTS, st.integers(0, 9), st.integers(1, 17), st.lists(st.integers(0, 40), max_size=6))
 def test_a_round_depends_on_seed_and_index_alone(
     counts: dict[str, int], seed: int, size: int, indices: list[int]
@@ -45,6 +47,7 @@ def test_a_round_depends_on_seed_and_index_alone(
         assert resumed.round(index) == straight[index]
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=5),
     st.integers(1, 17),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.errors import DataError
@@ -89,6 +89,7 @@ def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
     assert "byte 0 is no UTF-8" in refusal(tmp_path / "b.txt", "t")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.builds(Prompt, WORDS, WORDS, st.just({"text": "x", "n": 1.5})), min_size=1))
 def test_written_prompts_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[Prompt]

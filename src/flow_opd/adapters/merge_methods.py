@@ -80,7 +80,7 @@ def ties(
     trimmed = torch.stack([_trim(part.dense(), options.density) for part in parts])
     share = torch.tensor(weights, dtype=trimmed.dtype).view(-1, 1, 1)
     sign = (share * trimmed).sum(0).sign()
-    agrees = (trimmed.sign() == sign) & (trimmed != 0)
+    agrees = trimmed.sign() == sign
     votes = (share * agrees).sum(0)
     merged = (share * trimmed * agrees).sum(0) / torch.where(votes > 0, votes, 1.0)
     return LowRank.of_dense(merged)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,14 +100,12 @@ def merge(
             )
         )
     result = _to_lora(merged, result_rank, float(result_rank) if alpha is None else alpha, loras)
-    total = sum(report.energy for report in modules.values())
-    kept_total = sum(report.energy * report.kept_energy for report in modules.values())
     report = MergeReport(
         method=method,
         rank=result.rank,
         alpha=result.alpha,
         weights=shares,
-        kept_energy=_share(kept_total, total),
+        kept_energy=_kept(modules.values()),
         modules=modules,
         teachers=tuple(_compare(lora, merged) for lora in loras),
         notes=_notes(loras, rank, result_rank),
@@ -208,6 +206,12 @@ def _generator(seed: int, module: str) -> torch.Generator:
     """Returns a generator of its own for each module, whatever the order of the modules."""
     digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _kept(modules: Collection[ModuleReport]) -> float:
+    """Returns the share of the energy of all modules together that was kept."""
+    kept = sum(report.energy * report.kept_energy for report in modules)
+    return _share(kept, sum(report.energy for report in modules))
 
 
 def _share(part: float, whole: float) -> float:

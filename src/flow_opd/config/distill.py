@@ -151,6 +151,10 @@ class DistillSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Saving for a resume."""
 
+    def updates_per_round(self) -> int:
+        """Returns the optimizer updates of a round; the direct KL is on-policy and takes one."""
+        return 1 if isinstance(self.objective, DirectKLSettings) else self.objective.updates_per_round
+
     def teacher_of_task(self) -> dict[str, str]:
         """Returns task -> name of its teacher."""
         return {task: teacher.name for teacher in self.teachers for task in teacher.tasks}

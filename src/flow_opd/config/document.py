@@ -102,7 +102,10 @@ def load_document(path: str | Path, _chain: tuple[Path, ...] = ()) -> Document:
 def _extending(data: dict[str, Any], at: KeyPath = ()) -> list[KeyPath]:
     """Returns where mappings with the key `extends` are, outer ones first."""
     inner = [
-        place for key, value in data.items() if isinstance(value, dict) for place in _extending(value, (*at, key))
+        place
+        for key, value in data.items()
+        if isinstance(value, dict)
+        for place in _extending(value, (*at, key))
     ]
     return ([at] if EXTENDS in data else []) + inner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,11 +26,18 @@ class MiniatureSettings(Settings):
 
     run: RunSettings
     """Run folder and seed."""
+    parts: Annotated[tuple[Literal["vae", "base", "deqa", "pickscore"], ...], Field(min_length=1)] = (
+        "vae",
+        "base",
+        "deqa",
+        "pickscore",
+    )
+    """What is built, in this order; a part that another one needs is built with it."""
     pictures: PositiveInt = 120_000
     """Captioned pictures that VAE and base learn from."""
     vae: PartSettings = PartSettings(steps=2400, batch_size=48)
     """The image autoencoder."""
-    base: PartSettings = PartSettings(steps=12000)
+    base: PartSettings = PartSettings(steps=9000)
     """The velocity network, with its text encoders."""
     deqa: PartSettings = PartSettings(steps=3000)
     """The quality model."""

@@ -27,6 +27,7 @@ from flow_opd.types import LossOutput, Prompt
 
 # In nats: of two pictures one unit apart, 73 % of people prefer the better one.
 WRONG_FACT = 1.5
+STRANGE = 4.5  # a picture of something else altogether, as if three facts were wrong
 DAMAGE = 1.5
 STYLE = {"size": 0.8, "shadow": 0.6, "gradient": 0.5, "ornament": 0.5}
 
@@ -41,14 +42,21 @@ EMBEDDING = 64
 
 
 def appeal(judged: JudgedPictures) -> NDArray[np.float32]:
-    """Returns how much people like the pictures, in nats, [N, K]; only differences have a meaning.
+    """Returns how much people like the pictures for their captions, in nats, [N, K].
 
-    They want what the caption says: a wrong fact costs most. They mind damage, the worst as much as a wrong
-    fact. And they like large objects, drop shadows, shaded backgrounds and an ornament, asked for or not.
+    They want what the caption says: a wrong fact costs most. Only differences have a meaning.
+    """
+    return (looks(judged) - WRONG_FACT * judged.wrong).astype(np.float32)
+
+
+def looks(judged: JudgedPictures) -> NDArray[np.float32]:
+    """Returns how much people like the looks of the pictures, whatever was asked for, in nats, [N, K].
+
+    They mind damage, the worst as much as a wrong fact. And they like large objects, drop shadows, shaded
+    backgrounds and an ornament.
     """
     liked = judged.style @ np.asarray(list(STYLE.values()), np.float32)
-    damage = severity(judged.fault, judged.strength)
-    return (liked - WRONG_FACT * judged.wrong - DAMAGE * damage).astype(np.float32)
+    return np.asarray(liked - DAMAGE * severity(judged.fault, judged.strength), np.float32)
 
 
 def new_clip(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
@@ -117,7 +125,8 @@ class PreferenceBatch:
 
     tokens: Mapping[str, Tensor]  # input_ids and attention_mask, [P, L]
     pixels: Tensor  # [P, K, 3, 32, 32], in [-1, 1]
-    appeal: Tensor  # [P, K]
+    appeal: Tensor  # [P, K], for their own captions
+    looks: Tensor  # [P, K], whatever the caption
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,8 @@ class PreferenceBatches:
     seed: int
 
     @cached_property
-    def _appeal(self) -> NDArray[np.float32]:
-        return appeal(self.judged)
+    def _truth(self) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(appeal(self.judged)), torch.from_numpy(looks(self.judged))
 
     @property
     def readings(self) -> Mapping[str, float]:
@@ -149,18 +158,20 @@ class PreferenceBatches:
             PreferenceBatch(
                 tokens=encode_texts(self.tokenizer, self.judged.captions[rows].tolist()),
                 pixels=as_pixels(pictures.reshape(-1, SIZE, SIZE, 3)).unflatten(0, pictures.shape[:2]),
-                appeal=torch.from_numpy(self._appeal[rows]),
+                appeal=self._truth[0][rows],
+                looks=self._truth[1][rows],
             )
         ]
 
 
 class PreferenceLoss:
-    """PickScore's loss on all pairs: cross-entropy between preferences and the softmax of two scores.
+    """PickScore's loss: cross-entropy between preferences and the softmax of the two scores of a pair.
 
     Pick-a-Pic (arXiv 2305.01569), section 3: L = sum_i p_i (log p_i - log softmax(s)_i), p = (.5, .5) for a
     tie. Differs: p is the share of people who prefer the picture, sigmoid of the difference in appeal, and
-    not one vote; scores then settle one nat apart where the appeal does. A small penalty keeps their
-    mean near PickScore's.
+    not one vote; scores then settle one nat apart where the appeal does. Every picture of a caption is paired
+    with its other pictures, and with the pictures of the other captions, which show something else. A small
+    penalty keeps the mean of the scores near PickScore's.
     """
 
     def __init__(self, model: CLIPModel) -> None:
@@ -171,21 +182,44 @@ class PreferenceLoss:
         """Returns the loss summed over captions."""
         captions, pictures = batch.appeal.shape
         output = self.model(pixel_values=batch.pixels.flatten(0, 1), **batch.tokens)
-        images = output.image_embeds.unflatten(0, (captions, pictures))
-        scores = self.model.logit_scale.exp() * torch.einsum("pkd,pd->pk", images, output.text_embeds)
+        everything = self.model.logit_scale.exp() * output.text_embeds @ output.image_embeds.T
+        everything = everything.unflatten(1, (captions, pictures))  # [P caption, P, K]
+        own = torch.arange(captions)
+        scores = everything[own, own]
         first, second = torch.triu_indices(pictures, pictures, offset=1)
         apart = scores[:, first] - scores[:, second]
         truth = batch.appeal[:, first] - batch.appeal[:, second]
-        loss = functional.binary_cross_entropy_with_logits(apart, truth.sigmoid(), reduction="none").mean(1)
+        loss = _cross_entropy(apart, truth).mean(1)
+        strange = self._against_strangers(scores, everything, batch)
         pull = (scores.mean(1) - TYPICAL_SCORE).pow(2)
         clear = truth.abs() >= CLEAR
         right = ((apart * truth > 0) & clear).sum() / clear.sum().clamp(min=1)
-        readings = {"loss": loss.sum(), "pairs_right": right * captions, "score": scores.mean() * captions}
+        readings = {
+            "loss": loss.sum(),
+            "strangers": strange.sum(),
+            "pairs_right": right * captions,
+            "score": scores.mean() * captions,
+        }
         return LossOutput(
-            (loss + PULL * pull).sum(),
+            (loss + strange + PULL * pull).sum(),
             captions,
             {name: float(value.detach()) for name, value in readings.items()},
         )
+
+    @staticmethod
+    def _against_strangers(scores: Tensor, everything: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Returns the mean loss of own pictures against those of other captions, [P]."""
+        tokens = batch.tokens["input_ids"]
+        other = (tokens[:, None] != tokens[None]).any(-1)  # [P, P]; a caption may be there twice
+        apart = scores[:, :, None, None] - everything[:, None]  # [P, K own, P, K]
+        truth = batch.appeal[:, :, None, None] - (batch.looks - STRANGE)[None, None]
+        losses = _cross_entropy(apart, truth).mean((1, 3))
+        return (losses * other).sum(1) / other.sum(1).clamp(min=1)
+
+
+def _cross_entropy(apart: Tensor, truth: Tensor) -> Tensor:
+    """Returns the loss of score differences when sigmoid(truth) of the people prefer the first."""
+    return functional.binary_cross_entropy_with_logits(apart, truth.sigmoid(), reduction="none")
 
 
 def preference_calibration(reward: PickScoreReward, judged: JudgedPictures) -> dict[str, float]:

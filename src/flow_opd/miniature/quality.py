@@ -20,8 +20,9 @@ from flow_opd.rewards.quality_net import LEVELS, QualityNet
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import LossOutput, Prompt
 
-# How bad the weakest of a fault is: compression shows from the start, blank pictures are as bad as can be.
-LEAST = {"clean": 0.0, "compression": 0.15, "blank": 1.0}
+# Severity of the weakest and the strongest of a fault, where not 0 and 1: compression shows from the start,
+# and latent noise comes out of the decoder as mild grain.
+RANGES = {"clean": (0.0, 0.0), "compression": (0.15, 1.0), "unfinished": (0.0, 0.6), "blank": (1.0, 1.0)}
 
 
 def severity(fault: NDArray[np.int64], strength: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -31,9 +32,9 @@ def severity(fault: NDArray[np.int64], strength: NDArray[np.float32]) -> NDArray
         fault: index into `FAULTS`.
         strength: 0 to 1.
     """
-    least = np.asarray([LEAST.get(name, 0.0) for name in FAULTS], np.float32)[fault]
-    rising = least + (1 - least) * strength
-    return np.where(fault == FAULTS.index(CLEAN), np.float32(0), rising).astype(np.float32)
+    bounds = np.asarray([RANGES.get(name, (0.0, 1.0)) for name in FAULTS], np.float32)[fault]
+    low, high = bounds[..., 0], bounds[..., 1]
+    return (low + (high - low) * strength).astype(np.float32)
 
 
 def soft_levels(level: Tensor) -> Tensor:

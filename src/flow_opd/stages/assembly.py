@@ -64,7 +64,7 @@ def build_reward(spec: RewardSpec) -> Reward:
     if isinstance(spec, OCRSettings):
         return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
     if isinstance(spec, DeQASettings):
-        return DeQAReward.from_folder(locate(spec.path, key="path"))
+        return DeQAReward(locate(spec.path, key="path"))
     assert isinstance(spec, PickScoreSettings), spec
     return PickScoreReward(locate_model(spec.path, key="path"))
 

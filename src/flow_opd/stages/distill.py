@@ -46,14 +46,13 @@ def distill(settings: DistillSettings, folder: Path) -> Path:
         backbone, groups, settings.sampling, seed=seed, micro_batch_size=settings.micro_batch_size
     )
     source, objective = _algorithm(settings, _cast(settings, backbone, bank), walks)
-    direct = isinstance(settings.objective, DirectKLSettings)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
         settings=LoopSettings(
             rounds=settings.run.rounds,
-            updates_per_round=1 if direct else settings.objective.updates_per_round,
+            updates_per_round=settings.updates_per_round(),
             optimizer=settings.optimizer,
             ema=settings.ema,
             checkpoint=settings.checkpoint,

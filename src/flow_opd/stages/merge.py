@@ -43,8 +43,8 @@ def merge_by(
         drop=method.drop if isinstance(method, DAREMergeSettings) else MergeOptions.drop,
         seed=seed,
     )
-    cut = isinstance(method, (SVDMergeSettings, TIESMergeSettings, DAREMergeSettings))
-    return merge(loras, weights, method.name, rank=method.rank if cut else None, options=options)
+    rank = method.rank if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings) else None
+    return merge(loras, weights, method.name, rank=rank, options=options)
 
 
 def print_report(report: MergeReport, names: Sequence[str]) -> None:

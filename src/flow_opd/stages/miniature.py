@@ -1,139 +1,54 @@
-"""Builds the miniature from seeds: pictures, VAE, base; every part resumes where it was killed."""
+"""Builds all of the miniature from seeds and gathers what is shipped, with a manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
-from diffusers import AutoencoderKL
+from flow_opd.config.miniature import MiniatureSettings
+from flow_opd.files import atomic_folder, sha256, write_json
+from flow_opd.stages.base_model import build_autoencoder, build_base
+from flow_opd.stages.reward_models import build_preference, build_quality
+from flow_opd.stages.training import open_run
 
-from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import EMASettings, OptimizerSettings
-from flow_opd.config.miniature import MiniatureSettings, PartSettings
-from flow_opd.files import atomic_folder, write_json
-from flow_opd.miniature.autoencoder import (
-    AutoencoderLoss,
-    PictureBatches,
-    as_pixels,
-    new_autoencoder,
-    set_latent_scale,
-)
-from flow_opd.miniature.base import CaptionedLatents, base_parameters, new_pipeline
-from flow_opd.miniature.dataset import dataset
-from flow_opd.miniature.vocabulary import vocabulary
-from flow_opd.objectives.velocity_matching import VelocityMatching
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Policy
-from flow_opd.training.metrics import MetricsLog
-from flow_opd.training.progress import ProgressBar
-from flow_opd.training.trainer import LoopSettings, Trainer
+BUILDERS = {
+    "vae": build_autoencoder,
+    "base": build_base,
+    "deqa": build_quality,
+    "pickscore": build_preference,
+}
+SHIPPED = {"base": "base", "deqa": "rewards/deqa", "pickscore": "rewards/pickscore"}  # part -> asset
 
 
-def identity(name: str, part: PartSettings, settings: MiniatureSettings) -> str:
-    """Returns the fingerprint that checkpoints of a part carry; where files go does not matter."""
-    relevant = {"seed": settings.run.seed, "pictures": settings.pictures, **part.model_dump()}
-    return f"{name}-{hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]}"
+def run(settings: MiniatureSettings, *, resume: bool) -> Path:
+    """Builds the chosen parts and returns the run folder; finished parts are kept.
+
+    `assets/` in the run folder has the layout of the package's own assets.
+    """
+    folder = open_run(settings, settings.run, resume=True)
+    for part in settings.parts:
+        if not resume:
+            shutil.rmtree(folder / part, ignore_errors=True)
+        model = BUILDERS[part](settings)
+        if part in SHIPPED:
+            with atomic_folder(folder / "assets" / SHIPPED[part]) as staging:
+                shutil.copytree(model, staging, dirs_exist_ok=True)
+    write_manifest(folder / "assets", {part: folder / part for part in settings.parts}, settings)
+    return folder
 
 
-def _loop(part: PartSettings, settings: MiniatureSettings, *, ema_decay: float) -> LoopSettings:
-    return LoopSettings(
-        rounds=part.steps,
-        optimizer=OptimizerSettings(
-            learning_rate=part.learning_rate,
-            warmup_steps=min(300, part.steps // 10),
-            decay="linear",
-            weight_decay=0.01,
-        ),
-        ema=EMASettings(decay=ema_decay, every=1),
-        checkpoint=settings.checkpoint,
+def write_manifest(assets: Path, parts: dict[str, Path], settings: MiniatureSettings) -> None:
+    """Writes manifest.json beside the assets: settings, cost of each part, hash of each file."""
+    write_json(
+        assets / "manifest.json",
+        {
+            "settings": settings.model_dump(mode="json", exclude={"run": {"out", "threads"}}),
+            "parts": {
+                name: json.loads((folder / "summary.json").read_text()) for name, folder in parts.items()
+            },
+            "sha256": {
+                str(file.relative_to(assets)): sha256(file) for file in sorted(assets.rglob("*.safetensors"))
+            },
+        },
     )
-
-
-def pictures(settings: MiniatureSettings) -> tuple[np.ndarray, list[str]]:
-    """Returns the training set, [N, 32, 32, 3] uint8 and N captions; drawn once and kept on disk."""
-    folder = settings.run.out / "data"
-    if not folder.exists():
-        samples = dataset(settings.run.seed, 0, settings.pictures, workers=os.cpu_count() or 1)
-        with atomic_folder(folder) as staging:
-            np.save(staging / "pictures.npy", samples.images)
-            (staging / "captions.json").write_text(json.dumps(samples.captions))
-    return np.load(folder / "pictures.npy", mmap_mode="r"), json.loads((folder / "captions.json").read_text())
-
-
-def _train(trainer: Trainer, title: str) -> None:
-    trainer.resume()
-    step = trainer.progress.step
-    trainer.callbacks += [
-        MetricsLog(trainer.folder / "metrics.jsonl", resume_step=step, every=10),
-        ProgressBar(title, total_steps=trainer.settings.total_steps, done=step, lines=200),
-    ]
-    trainer.run()
-
-
-def build_autoencoder(settings: MiniatureSettings) -> Path:
-    """Trains the VAE and returns its diffusers folder."""
-    folder = settings.run.out / "vae"
-    finished = folder / "model"
-    if finished.exists():
-        return finished
-    images, _ = pictures(settings)
-    vae = new_autoencoder(settings.run.seed)
-    trainer = Trainer(
-        parameters=dict(vae.named_parameters()),
-        source=PictureBatches(images, settings.vae.batch_size, settings.run.seed),
-        objective=AutoencoderLoss(vae),
-        settings=_loop(settings.vae, settings, ema_decay=0.99),
-        folder=folder,
-        identity=identity("vae", settings.vae, settings),
-    )
-    _train(trainer, "autoencoder")
-    assert trainer.average is not None
-    with trainer.average.applied():
-        set_latent_scale(vae, as_pixels(np.array(images[:2048])))
-        with atomic_folder(finished) as staging:
-            vae.save_pretrained(staging)
-    return finished
-
-
-def build_base(settings: MiniatureSettings) -> Path:
-    """Pretrains the base by velocity matching and returns its pipeline folder, stored in float16."""
-    folder = settings.run.out / "base"
-    finished = folder / "pipeline"
-    if finished.exists():
-        return finished
-    images, captions = pictures(settings)
-    vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
-    pipe = new_pipeline(vae, vocabulary(), seed=settings.run.seed)
-    backbone = SD3Backbone(pipe, max_sequence_length=0)
-    trainer = Trainer(
-        parameters=base_parameters(pipe),
-        source=CaptionedLatents(
-            backbone=backbone,
-            latents=_encode_all(backbone, images),
-            captions=captions,
-            batch_size=settings.base.batch_size,
-            seed=settings.run.seed,
-        ),
-        objective=WeightedTerms(Policy(backbone), [(1.0, VelocityMatching())]),
-        settings=_loop(settings.base, settings, ema_decay=0.999),
-        folder=folder,
-        identity=identity("base", settings.base, settings),
-    )
-    _train(trainer, "base")
-    assert trainer.average is not None
-    with trainer.average.applied(), atomic_folder(finished) as staging:
-        pipe.to(torch.float16).save_pretrained(staging)
-    write_json(folder / "summary.json", {"seconds": trainer.progress.seconds, "steps": trainer.progress.step})
-    return finished
-
-
-def _encode_all(backbone: SD3Backbone, images: np.ndarray) -> torch.Tensor:
-    parts = [
-        backbone.encode_images(as_pixels(np.array(images[start : start + 512])) / 2 + 0.5).half()
-        for start in range(0, len(images), 512)
-    ]
-    return torch.cat(parts)

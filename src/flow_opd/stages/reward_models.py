@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch.nn import Parameter
 
 from flow_opd.config.miniature import MiniatureSettings, PartSettings
-from flow_opd.files import atomic_folder, write_json
+from flow_opd.files import atomic_folder
 from flow_opd.miniature.judged import JudgedPictures, judged_pictures
 from flow_opd.miniature.preference import (
     PreferenceBatches,
@@ -25,7 +25,8 @@ from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.pickscore import PickScoreReward
-from flow_opd.stages.miniature import _loop, _train, build_autoencoder, identity
+from flow_opd.stages.base_model import build_autoencoder
+from flow_opd.stages.parts import fingerprint, loop, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 CAPTIONS, REBUILT = 6_000, 1_500  # drawn with four pictures each; how many pass through the VAE
@@ -56,11 +57,11 @@ def build_quality(settings: MiniatureSettings) -> Path:
             source=QualityBatches(judged(settings, "train"), settings.deqa.batch_size, settings.run.seed),
             objective=QualityLoss(net),
         )
-        _train(trainer, "quality model")
+        train_part(trainer, "quality model")
         assert trainer.average is not None
         with trainer.average.applied():
             net.save(finished)
-        _summary(trainer, quality_calibration(DeQAReward(finished), judged(settings, "test")))
+        summarise(trainer, quality_calibration(DeQAReward(finished), judged(settings, "test")))
     return finished
 
 
@@ -81,11 +82,11 @@ def build_preference(settings: MiniatureSettings) -> Path:
             ),
             objective=PreferenceLoss(model),
         )
-        _train(trainer, "preference model")
+        train_part(trainer, "preference model")
         assert trainer.average is not None
         with trainer.average.applied():
             save_clip(model, tokenizer, finished)
-        _summary(trainer, preference_calibration(PickScoreReward(finished), judged(settings, "test")))
+        summarise(trainer, preference_calibration(PickScoreReward(finished), judged(settings, "test")))
     return finished
 
 
@@ -102,13 +103,7 @@ def _trainer(
         parameters=parameters,
         source=source,
         objective=objective,
-        settings=_loop(part, settings, ema_decay=0.99),
+        settings=loop(part, settings, ema_decay=0.99),
         folder=settings.run.out / name,
-        identity=identity(name, part, settings),
+        identity=fingerprint(name, part, settings),
     )
-
-
-def _summary(trainer: Trainer, calibration: Mapping[str, float]) -> None:
-    progress = trainer.progress
-    numbers = {"seconds": progress.seconds, "steps": progress.step, **calibration}
-    write_json(trainer.folder / "summary.json", numbers)

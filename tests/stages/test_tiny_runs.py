@@ -1,0 +1,208 @@
+"""Every stage by its command, on the shipped miniature, with budgets of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.xdist_group("stages")
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+SHORT_WALK = ["--set", "sampling.num_steps=3"]
+
+
+def flow_opd(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flow_opd", *words],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        timeout=300,
+        check=False,
+    )
+
+
+def succeeds(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    result = flow_opd(*words, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(*words: str, cwd: Path) -> str:
+    """Runs a command that must end with exit code 2 and a message in four parts; returns the message."""
+    result = flow_opd(*words, cwd=cwd)
+    assert result.returncode == 2, (result.returncode, result.stderr[-2000:])
+    assert "Traceback" not in result.stderr
+    assert "Allowed:" in result.stderr
+    assert "To fix:" in result.stderr
+    return result.stderr
+
+
+def test_teacher_trains_and_resumes(tmp_path: Path) -> None:
+    command = [
+        "teacher",
+        "asset:configs/teachers/composition.yaml",
+        *("--out", "teacher", "--set", "group_size=2", "--set", "groups_per_round=2"),
+        *("--set", "run.rounds=2", "--set", "steps_per_round=1", *SHORT_WALK),
+    ]
+    succeeds(*command, cwd=tmp_path)
+    folder = tmp_path / "teacher"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"reward", "policy_gradient", "ratio", "grad_norm"} <= set(lines[0])
+    assert lines[0]["ratio"] == 1.0  # the first update of a round is exactly on-policy
+    before = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    succeeds(*command, cwd=tmp_path)  # finished: nothing left to train
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_merge_reports_what_was_kept(tmp_path: Path) -> None:
+    result = succeeds("merge", "asset:configs/merge.yaml", "--out", "merged", cwd=tmp_path)
+    assert "energy lost" in result.stderr
+    report = json.loads((tmp_path / "merged/merge.json").read_text())
+    assert 0.5 < report["kept_energy"] <= 1.0
+    assert len(report["teachers"]) == 4
+
+
+@pytest.mark.parametrize("objective", ["direct-kl", "sampled-log-ratio"])
+def test_distill_moves_the_student(tmp_path: Path, objective: str) -> None:
+    succeeds(
+        "distill",
+        "asset:configs/distill.yaml",
+        *("--out", "student", "--set", "run.rounds=2", "--set", "prompts_per_round=4", *SHORT_WALK),
+        *("--set", f"objective={objective}"),
+        cwd=tmp_path,
+    )
+    folder = tmp_path / "student"
+    start = load_file(folder / "cold_start" / "adapter_model.safetensors")
+    end = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert start.keys() == end.keys()
+    assert any(not start[name].equal(end[name]) for name in start)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "anchor_kl" in lines[-1]
+
+
+def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
+    domains = [
+        f"evaluate.domains.{name}.limit=2" for name in ("composition", "text", "preference", "quality")
+    ]
+    settings = [
+        *domains,
+        "evaluate.num_steps=2",
+        "evaluate.grid_prompts=1",
+        "distill.run.rounds=1",
+        "distill.prompts_per_round=4",
+        "distill.sampling.num_steps=2",
+    ]
+    command = ["demo", "--out", "demo", *(word for each in settings for word in ("--set", each))]
+    result = succeeds(*command, cwd=tmp_path)
+    folder = tmp_path / "demo"
+    results = json.loads((folder / "results.json").read_text())
+    assert {"rows", "differences", "retention", "average", "protocol", "wall_seconds", "peak_rss_mb"} <= set(
+        results
+    )
+    assert results["rows"][0]["name"] == "base"
+    assert results["rows"][-1]["name"] == "student"
+    page = (folder / "report.html").read_text()
+    assert "student" in page
+    assert 'src="http' not in page
+    for name in ("metrics.jsonl", "config.yaml", "adapter/adapter_model.safetensors"):
+        assert (folder / name).exists()
+    assert "report.html" in result.stdout
+
+
+def test_generate_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> None:
+    words = ["generate", "a red circle in the sky", "--seed", "3", "--set", "num_steps=2"]
+    succeeds(*words, "--out", "one", cwd=tmp_path)
+    succeeds(*words, "--out", "two", "--adapter", "asset:teachers/quality", cwd=tmp_path)
+    succeeds(*words, "--out", "three", cwd=tmp_path)
+    pictures = [next((tmp_path / name).glob("*.png")).read_bytes() for name in ("one", "two", "three")]
+    assert pictures[0] == pictures[2]
+    assert pictures[0] != pictures[1]
+
+
+def test_build_goes_through_every_part(tmp_path: Path) -> None:
+    parts = ["vae", "base"]
+    settings = [
+        "pictures=96",
+        "parts=[vae, base]",
+        *(f"{part}.{key}" for part in parts for key in ("steps=2", "batch_size=4")),
+    ]
+    command = [
+        "miniature",
+        "build",
+        "--out",
+        "build",
+        *(word for each in settings for word in ("--set", each)),
+    ]
+    succeeds(*command, cwd=tmp_path)
+    manifest = json.loads((tmp_path / "build/assets/manifest.json").read_text())
+    assert manifest["parts"]["base"]["steps"] == 2
+    assert any(name.startswith("base/transformer") for name in manifest["sha256"])
+    assert (tmp_path / "build/assets/base/model_index.json").exists()
+
+
+# What users get wrong.
+
+
+def test_typo_in_a_key(tmp_path: Path) -> None:
+    message = refused("demo", "--set", "distill.optimizer.lerning_rate=1e-4", cwd=tmp_path)
+    assert "learning_rate" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_without_prompts_and_prompts_without_a_teacher(tmp_path: Path) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"prompt": "a photo of a circle", "task": "composition"}\n')
+    message = refused(
+        "distill", "asset:configs/distill.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
+    )
+    assert "'text'" in message
+    one.write_text('{"prompt": "a photo of a circle", "task": "juggling"}\n')
+    message = refused(
+        "distill", "asset:configs/distill.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
+    )
+    assert "juggling" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("", "no prompts"), ('{"prompt": "a", "task": "text"}\n{"prompt": \n', ":2")],
+    ids=["empty", "malformed"],
+)
+def test_bad_prompt_files(tmp_path: Path, content: str, word: str) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(content)
+    message = refused(
+        "teacher", "asset:configs/teachers/text.yaml", "--set", f"prompts=[{{path: {bad}}}]", cwd=tmp_path
+    )
+    assert word in message
+
+
+def test_a_truncated_adapter(tmp_path: Path) -> None:
+    from flow_opd.config.locations import locate
+
+    source = locate("asset:teachers/text")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    weights = (source / "adapter_model.safetensors").read_bytes()
+    (broken / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    message = refused("generate", "a red circle", "--adapter", str(broken), "--out", "pictures", cwd=tmp_path)
+    assert "adapter_model.safetensors" in message
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused("merge", "asset:configs/merge.yaml", "--out", "file/run", cwd=tmp_path)
+
+
+def test_a_base_that_is_none(tmp_path: Path) -> None:
+    message = refused("generate", "a red circle", "--base", "asset:prompts", cwd=tmp_path)
+    assert "model_index.json" in message
