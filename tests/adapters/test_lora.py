@@ -125,6 +125,13 @@ def test_other_rank_than_the_config_says(saved: Path) -> None:
         LoraWeights.read(saved)
 
 
+@pytest.mark.parametrize("shapes", [((3, 8), (8, 4)), ((4, 8), (8, 3)), ((4,), (8, 4))])
+def test_one_factor_of_another_rank(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    down, up = shapes
+    with pytest.raises(AdapterError, match="do not have the rank"):
+        LoraWeights(4, 8.0, {"to_q": (torch.zeros(down), torch.zeros(up))})
+
+
 @pytest.mark.parametrize("targets", [["attn.to_q"], [*DEFAULT_TARGET_MODULES, "ff.net.2"]])
 def test_targets_and_weights_differ(saved: Path, targets: list[str]) -> None:
     edit_config(saved, target_modules=targets)

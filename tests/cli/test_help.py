@@ -117,7 +117,10 @@ def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
         ),
         (["merge", "good.yaml", "--set", "run.sed=1"], ["unknown key 'sed' in --set run.sed", "'seed'"]),
         (["merge", "absent.yaml"], ["absent.yaml", "bad.yaml, good.yaml"]),
-        (["demo"], ["the configuration file does not exist", "configs/demo.yaml"]),
+        (
+            ["demo", "gone.yaml"],
+            ["the configuration file does not exist: 'gone.yaml'", "bad.yaml, good.yaml"],
+        ),
         (["generate", "a cat", "--seed", "-1"], ["'run.seed' in the command line: -1"]),
         (["distil"], ["No such command 'distil'", "Did you mean 'distill'?"]),
         (["merge", "good.yaml", "--sett", "x=1"], ["No such option", "--set"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
 from flow_opd.objectives.transition_kl import TransitionKL
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.protocols import VelocityField
 from flow_opd.types import ImageBatch, TransitionBatch
 from tiny import GaussianFlow, Tiny, gradients, unconditional
 
@@ -89,12 +91,26 @@ def test_transition_kl_is_the_weighted_squared_gap_over_dimensions() -> None:
 
 
 def test_the_target_gets_no_gradient(tiny: Tiny) -> None:
-    """Student against itself: the KL is 0 and so is its gradient, although target and student are one."""
+    """A target made of the student's own weights acts as the constant that it is at these states."""
     batch = next(iter(next(iter(tiny.algorithm("opd")[0].round(0)))))
-    assert batch.velocity is not None
-    loss = TransitionKL(tiny.student, sde_step, name="self")
-    found = gradients(tiny.parameters.values(), lambda: loss(batch.velocity, batch).total.backward())
-    assert max(grad.abs().max() for grad in found) == 0
+    moving = tiny.policy("student", guidance_scale=2.0)
+    with torch.no_grad():
+        still = moving.velocity(batch.latents, batch.sigma, batch.conditioning)
+
+    class Still:
+        def velocity(self, *at: object) -> torch.Tensor:
+            return still
+
+    def backward(target: VelocityField) -> None:
+        velocity = tiny.student.velocity(batch.latents, batch.sigma, batch.conditioning)
+        TransitionKL(target, sde_step, name="kl")(velocity, batch).total.backward()
+
+    found, expected = (
+        gradients(tiny.parameters.values(), partial(backward, target)) for target in (moving, Still())
+    )
+    assert max(grad.abs().max() for grad in expected) > 1e-3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
 def test_velocity_matching_by_hand() -> None:

@@ -101,6 +101,11 @@ def test_half_written_checkpoints_are_never_seen_and_swept_up(saved: CheckpointF
     found = saved.load(identity="me")
     assert found is not None
     assert found.progress.round == 3
+    for whole in saved.folder.glob("round-*"):
+        whole.rename(saved.folder.parent / whole.name)
+    assert saved.load(identity="me") is None  # the half-written one is no checkpoint
+    for whole in saved.folder.parent.glob("round-*"):
+        whole.rename(saved.folder / whole.name)
     saved.save(snapshot(4), identity="me")
     assert sorted(path.name for path in saved.folder.iterdir()) == ["round-0000003", "round-0000004"]
 

@@ -209,7 +209,7 @@ class AdapterBank:
         """Enters an adapter with checked factors into the PEFT model, and restores what was active."""
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by r, so a float is fine
+            lora_alpha=settings.alpha,  # declared int, but only ever divided by r
             target_modules=list(settings.target_modules),
             lora_dropout=0.0,
         )

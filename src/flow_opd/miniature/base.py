@@ -24,7 +24,7 @@ from flow_opd.types import ImageBatch, Prompt
 
 HEADS, HEAD_WIDTH, LAYERS = 4, 32, 4
 TEXT_WIDTH = 64  # of each of the two encoders
-SHIFT = 1.0  # few tokens carry little redundancy, so no shift towards noise
+SHIFT = 3.0  # towards noise, as in SD3: layouts are decided at high noise levels
 
 
 def new_pipeline(vae: AutoencoderKL, words: Sequence[str], *, seed: int) -> StableDiffusion3Pipeline:

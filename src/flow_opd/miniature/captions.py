@@ -78,14 +78,15 @@ def tagged(tag: str, *include: dict[str, Any]) -> Metadata:
 def misread(metadata: Mapping[str, Any], rng: Generator) -> Metadata:
     """Returns metadata with one fact changed, so that a picture of the original no longer fits it.
 
-    The fact is one of those that the sentence names: a letter, a count, a colour, a shape, a swapped
+    The fact is one of those that the sentence names: letters of a word, a count, a colour, a shape, a swapped
     position, a place, an ornament.
     """
     wrong: Metadata = copy.deepcopy(dict(metadata))
     if "text" in wrong:
-        place = int(rng.integers(len(wrong["text"])))
-        letter = _other(LETTERS, wrong["text"][place], rng)
-        wrong["text"] = wrong["text"][:place] + letter + wrong["text"][place + 1 :]
+        letters = list(wrong["text"])
+        for place in rng.permutation(len(letters))[: 1 + rng.integers(len(letters))]:
+            letters[place] = _other(LETTERS, letters[place], rng)
+        wrong["text"] = "".join(letters)
         return wrong
     include = wrong["include"]
     chosen = include[int(rng.integers(len(include)))]

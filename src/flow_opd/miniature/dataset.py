@@ -26,7 +26,7 @@ from flow_opd.miniature.prompts import every
 from flow_opd.miniature.renderer import render
 from flow_opd.miniature.scene import Scene, scene_for
 
-SHARES = ((COMPOSITION, 0.45), (TEXT, 0.25), (PREFERENCE, 0.15), (QUALITY, 0.15))
+SHARES = ((COMPOSITION, 0.5), (TEXT, 0.16), (PREFERENCE, 0.17), (QUALITY, 0.17))
 WRONG_CAPTIONS = 1 / 3
 DEGRADED_PICTURES = 1 / 2
 

@@ -43,7 +43,7 @@ FORBIDDEN = frozenset(
 ORNAMENTS: dict[str, tuple[str, ...]] = {
     "sky": ("sun", "cloud"),
     "grass": ("sun", "cloud"),
-    "desert": ("sun", "cactus"),
+    "desert": ("sun", "cloud"),
     "night": ("moon", "star"),
 }
 

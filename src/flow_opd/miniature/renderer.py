@@ -106,28 +106,14 @@ def _draw_ornament(image: FloatImage, scene: Scene) -> None:
     elif scene.ornament == "moon":
         bite = _circle_mask(x + 1.5, 3.4, 2.4)
         _paint(image, _circle_mask(x, 4.0, 2.9) * (1 - bite), (236, 234, 214))
-    elif scene.ornament == "star":
+    else:
+        assert scene.ornament == "star", scene.ornament
         for wide, high in ((0.8, 3.2), (3.2, 0.8)):
             _paint(
                 image,
                 _polygon_mask([(x, 4 - high), (x + wide, 4.0), (x, 4 + high), (x - wide, 4.0)]),
                 (240, 238, 222),
             )
-    else:
-        floor = SIZE - 1.0
-        for left, top, right, bottom in (
-            (-0.9, -6.4, 0.9, 0),
-            (-3, -5, -1.9, -2),
-            (1.9, -5.6, 3, -2.8),
-            (-3, -3, 3, -2),
-        ):
-            box = [
-                (x + left, floor + top),
-                (x + right, floor + top),
-                (x + right, floor + bottom),
-                (x + left, floor + bottom),
-            ]
-            _paint(image, _polygon_mask(box), (92, 122, 84))
 
 
 def _draw_sign(image: FloatImage, scene: Scene, sign: Sign) -> None:

@@ -34,7 +34,8 @@ class ClippedPolicyGradient:
                 would broadcast to [M, M] unseen.
         """
         assert isinstance(batch, TransitionBatch), "a policy gradient needs transitions"
-        assert batch.advantage is not None and batch.behaviour_log_prob is not None
+        assert batch.advantage is not None
+        assert batch.behaviour_log_prob is not None
         assert batch.next_latents is not None
         expected = (len(batch),)
         for label, value in (

@@ -43,7 +43,9 @@ def merge_by(
         drop=method.drop if isinstance(method, DAREMergeSettings) else MergeOptions.drop,
         seed=seed,
     )
-    rank = method.rank if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings) else None
+    rank = (
+        method.rank if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings) else None
+    )
     return merge(loras, weights, method.name, rank=rank, options=options)
 
 
