@@ -48,7 +48,7 @@ def test_shares_of_noise_and_domains(samples):
     assert wrong == pytest.approx(1 / 3, abs=0.035)
     assert degraded == pytest.approx(1 / 2, abs=0.037)
     shares = [np.mean([fact.task == task for fact in facts]) for task in TASKS]
-    assert shares == pytest.approx([0.45, 0.25, 0.15, 0.15], abs=0.037)
+    assert shares == pytest.approx([0.5, 0.16, 0.17, 0.17], abs=0.037)
     assert {fact.degradation for fact in facts} == {None, *KINDS}
     assert all((fact.strength > 0) == (fact.degradation is not None) for fact in facts)
 
@@ -158,7 +158,7 @@ def test_scenes_show_what_was_asked_and_keep_their_distance(domain):
             assert one.y - one.side / 2 >= ORNAMENT_BAND
             for two in scene.things[:index]:
                 apart = max(abs(one.x - two.x), abs(one.y - two.y)) - (one.side + two.side) / 2
-                assert apart >= SMALLEST_GAP
+                assert apart >= SMALLEST_GAP - 1e-9
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
