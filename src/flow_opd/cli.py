@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +48,8 @@ app.add_typer(miniature, name="miniature")
 
 def main() -> None:
     """Runs the command line."""
+    # transformers greets every import without torchvision with hints about image processors.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     app(prog_name="flow-opd")
 
 
@@ -151,7 +154,7 @@ def distill(
 ) -> None:
     """Distils the teachers into one student, on the student's own trajectories.
 
-    Example: [cyan]flow-opd distill asset:configs/distill.yaml --out runs/student --set anchor.weight=0.04[/cyan]
+    Example: [cyan]flow-opd distill asset:configs/distill.yaml --set anchor.weight=0.04[/cyan]
     """
     _run("distill", config, overrides, out, resume=resume, check=check)
 

@@ -133,14 +133,6 @@ class Scorer(Protocol):
         ...
 
 
-class MergeMethod(Protocol):
-    """Combines weight changes, never their factors."""
-
-    def __call__(self, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """Returns one delta [out, in] from K deltas [out, in] of the same module."""
-        ...
-
-
 class Callback(Protocol):
     """Watches a training; it may write files or draw, but never changes weights."""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
+from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.errors import ConfigError, explain
 from flow_opd.types import Conditioning, Prompt
 
@@ -84,15 +84,10 @@ class SD3Backbone:
                     fix="point base.path at the folder that save_pretrained wrote",
                 )
             )
-        chatter = diffusers_logging.is_progress_bar_enabled()
-        diffusers_logging.disable_progress_bar()
-        try:
+        with quiet_loading():
             pipe = StableDiffusion3Pipeline.from_pretrained(
-                path, torch_dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **absent
+                path, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **absent
             )
-        finally:
-            if chatter:
-                diffusers_logging.enable_progress_bar()
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         for part in pipe.components.values():

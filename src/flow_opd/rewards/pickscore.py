@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 
+from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.errors import RewardError, explain
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
@@ -94,9 +95,10 @@ class PickScoreReward:
             config, _ = ImageProcessingMixin.get_image_processor_dict(str(path))
             self.preprocess = Preprocessing.of(config)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model, report = CLIPModel.from_pretrained(
-                path, use_safetensors=True, output_loading_info=True
-            )
+            with quiet_loading():
+                self.model, report = CLIPModel.from_pretrained(
+                    path, use_safetensors=True, output_loading_info=True
+                )
             # transformers only warns and draws random weights instead.
             lacking = [*report["missing_keys"], *report["mismatched_keys"]]
             if lacking:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import atomic_folder
@@ -93,7 +94,7 @@ def build_base(settings: MiniatureSettings) -> Path:
     )
     train_part(trainer, "base")
     assert trainer.average is not None
-    with trainer.average.applied(), atomic_folder(finished) as staging:
+    with trainer.average.applied(), atomic_folder(finished) as staging, quiet_loading():
         pipe.to(torch.float16).save_pretrained(staging)
     summarise(trainer)
     return finished
