@@ -74,9 +74,7 @@ def add_student(model, rank: int) -> list[torch.nn.Parameter]:
             layer.lora_A["student"].weight.copy_(s[:rank, None].sqrt() * vh[:rank])
             layer.lora_B["student"].weight.copy_(u[:, :rank] * s[:rank].sqrt())
             kept, lost = kept + float(s[:rank].square().sum()), lost + float(s[rank:].square().sum())
-    print(
-        f"cold start: exact mean of {len(TASKS)} teachers at rank {rank}, {lost / (kept + lost):.2%} energy lost"
-    )
+    print(f"cold start: mean of {len(TASKS)} teachers at rank {rank}, {lost / (kept + lost):.2%} energy lost")
     model.set_adapter("student")
     return [parameter for name, parameter in model.named_parameters() if ".student." in name]
 
@@ -210,7 +208,7 @@ def main() -> None:
             for mean, parameter in zip(average, parameters, strict=True):
                 mean.lerp_(parameter, 0.1)
         print(
-            f"round {round_index + 1:3d}  teacher KL {teacher:.3e}  anchor KL {anchor:.3e}  gradient {norm:.2e}"
+            f"round {round_index + 1:3d}  teacher KL {teacher:.2e}  anchor KL {anchor:.2e}  gradient {norm:.1e}"
         )
 
     with torch.no_grad():

@@ -30,7 +30,7 @@ class WeightedRewards:
         """Returns all scores of images [B, 3, height, width] in [0, 1], and their weighted total.
 
         Raises:
-            RewardError: if a reward fails or returns another number of scores, or a number that is not finite.
+            RewardError: if a reward fails or returns another number of scores, or one that is not finite.
         """
         total = torch.zeros(len(prompts))
         valid = torch.ones(len(prompts), dtype=torch.bool)

@@ -53,7 +53,8 @@ def print_report(report: MergeReport, names: Sequence[str]) -> None:
     """Prints what was kept of each adapter."""
     console = Console(stderr=True)
     console.print(
-        f"merge [bold]{report.method}[/bold]: rank {report.rank}, {100 * report.lost_energy:.2f} % of the energy lost"
+        f"merge [bold]{report.method}[/bold]: rank {report.rank}, "
+        f"{100 * report.lost_energy:.2f} % of the energy lost"
     )
     for name, teacher in zip(names, report.teachers, strict=True):
         if teacher.cosine is not None and teacher.norm_ratio is not None:
