@@ -208,7 +208,7 @@ def main() -> None:
             for mean, parameter in zip(average, parameters, strict=True):
                 mean.lerp_(parameter, 0.1)
         print(
-            f"round {round_index + 1:3d}  teacher KL {teacher:.2e}  anchor KL {anchor:.2e}  gradient {norm:.1e}"
+            f"round {round_index + 1:3d}  teacher KL {teacher:.2e}  anchor KL {anchor:.2e}  grad {norm:.1e}"
         )
 
     with torch.no_grad():
