@@ -101,7 +101,9 @@ def test_retention_per_domain_that_has_a_teacher(table: Results) -> None:
     assert set(table.retention) == {"text"}
     kept = table.retention["text"]
     assert kept.mean == pytest.approx(0.2 / 0.25)
-    assert kept.low is not None and kept.high is not None and kept.low < 0.8 < kept.high
+    assert kept.low is not None
+    assert kept.high is not None
+    assert kept.low < 0.8 < kept.high
     assert kept.teacher == "teacher-ocr"
 
 
@@ -154,7 +156,8 @@ def test_the_card_hash_changes_with_the_protocol_and_not_with_the_order_of_keys(
     file = tmp_path / "prompts.jsonl"
     file.write_text("{}\n")
     entry = PromptFile.of(file, 1)
-    assert entry.sha256.startswith("ca3d163b") and entry.name == "prompts.jsonl"
+    assert entry.sha256.startswith("ca3d163b")
+    assert entry.name == "prompts.jsonl"
 
     def card(steps: int, prompts: dict[str, PromptFile]) -> ProtocolCard:
         return ProtocolCard(steps, "ode", {"base": 4.5}, (32, 32), prompts, (0, 1))

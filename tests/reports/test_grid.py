@@ -24,7 +24,8 @@ def test_a_round_trip_through_the_run_folder_keeps_every_bit(tmp_path: Path) -> 
     before = sample()
     save_pictures(before, tmp_path / "images")
     after = load_pictures(tmp_path / "images")
-    assert after is not None and after.columns == before.columns
+    assert after is not None
+    assert after.columns == before.columns
     for one, other in zip(before.rows, after.rows, strict=True):
         assert (one.prompt, one.domain, one.seed, one.notes) == (
             other.prompt,

@@ -45,6 +45,9 @@ def test_the_terminal_shows_rows_differences_and_retention(run_folder: Path) -> 
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
     student = results.row("student")
-    assert student is not None and student.average is not None
-    assert f"{student.average.mean:.3f}" in text and "teacher-quality" in text
-    assert "student − merge" in text and percent(results.retention["text"].mean or 0) in text
+    assert student is not None
+    assert student.average is not None
+    assert f"{student.average.mean:.3f}" in text
+    assert "teacher-quality" in text
+    assert "student − merge" in text
+    assert percent(results.retention["text"].mean or 0) in text
