@@ -10,9 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from flow_opd.adapters.merge_methods import MERGE_METHODS
-from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES
 from flow_opd.cli import SETTINGS, _model
-from flow_opd.config.common import ATTENTION_PROJECTIONS, SamplingSettings
+from flow_opd.config.common import SamplingSettings
 from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
@@ -89,7 +88,6 @@ def merge_words(annotation: Any) -> Iterator[str]:
 def test_words_agree_with_the_registries() -> None:
     assert sorted(merge_words(MergeSettings.model_fields["method"].annotation)) == MERGE_METHODS.names()
     assert sorted(SamplingSettings.model_fields["dynamics"].annotation.__args__) == DYNAMICS.names()  # type: ignore[union-attr]
-    assert ATTENTION_PROJECTIONS == DEFAULT_TARGET_MODULES
 
 
 def test_distillation_reads() -> None:

@@ -6,18 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flow_opd.config.common import ATTENTION_PROJECTIONS
 from flow_opd.errors import AdapterError, explain
 
-DEFAULT_TARGET_MODULES = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
+DEFAULT_TARGET_MODULES = ATTENTION_PROJECTIONS
 """The eight projections of SD3's joint attention that Flow-GRPO and Flow-OPD adapt."""
 
 

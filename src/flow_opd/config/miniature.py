@@ -35,9 +35,9 @@ class MiniatureSettings(Settings):
     """What is built, in this order; a part that another one needs is built with it."""
     pictures: PositiveInt = 120_000
     """Captioned pictures that VAE and base learn from."""
-    vae: PartSettings = PartSettings(steps=2400, batch_size=48)
+    vae: PartSettings = PartSettings(steps=1500, batch_size=48)
     """The image autoencoder."""
-    base: PartSettings = PartSettings(steps=9000)
+    base: PartSettings = PartSettings(steps=7000)
     """The velocity network, with its text encoders."""
     deqa: PartSettings = PartSettings(steps=3000)
     """The quality model."""
