@@ -32,7 +32,6 @@ test: lint types unit  ## Lint, types and tests.
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint src
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed-test
