@@ -41,7 +41,7 @@ unit: $(VENV)/.installed-test
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 table: install  ## The full table of the README: all rows, all domains, 500 prompts each (about 20 minutes).
-	$(BIN)/flow-opd demo configs/miniature/table.yaml
+	$(BIN)/flow-opd demo asset:configs/table.yaml
 
 miniature: install  ## Builds the miniature from seeds: VAE, base, rewards, teachers (hours; resumable).
 	$(BIN)/flow-opd miniature build

@@ -39,8 +39,6 @@ class BaseModelSettings(Settings):
     """Number format of the frozen weights."""
     max_sequence_length: NonNegativeInt
     """T5 tokens per prompt: 128 for Stable Diffusion 3.5, 0 for a base without T5, which needs no padding."""
-    resolution: PositiveInt | None = None
-    """Side of the square images in pixels; null takes the base's own."""
 
 
 class LoraSettings(Settings):

@@ -31,7 +31,7 @@ class DistillTeacherSettings(Settings):
     tasks: tuple[Name, ...]
     """Tasks whose prompts this teacher answers for."""
     adapter: Name
-    """Adapter folder, 'asset:NAME' or hub id."""
+    """Adapter folder or 'asset:NAME'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
 
@@ -63,7 +63,7 @@ class ColdStartSettings(Settings):
     merge: MergeMethodSpec | None = None
     """Method that merges the teachers, as in the stage merge."""
     adapter: Name | None = None
-    """Adapter folder, 'asset:NAME' or hub id to start from instead."""
+    """Adapter folder or 'asset:NAME' to start from instead."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ColdStartSettings:
@@ -124,8 +124,8 @@ class DistillSettings(Settings):
     """Run folder, seed and length."""
     base: BaseModelSettings
     """The frozen pipeline that student and teachers share."""
-    lora: LoraSettings = LoraSettings()
-    """The student's adapter."""
+    lora: LoraSettings | None = None
+    """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
     teachers: Annotated[tuple[DistillTeacherSettings, ...], Field(min_length=1)]
     """The experts."""
     anchor: AnchorSettings | None = None
@@ -162,6 +162,10 @@ class DistillSettings(Settings):
     @model_validator(mode="after")
     def _fields_agree(self) -> DistillSettings:
         problems = [*self._teacher_problems(), *self._reference_problems()]
+        if self.lora is not None and self.cold_start is not None:
+            fix = "remove 'lora'; say the rank in cold_start.merge"
+            allowed = "null beside a cold start, whose adapter has a rank and an alpha of its own"
+            problems.append(Problem(("lora",), "settings that would do nothing", "lora", allowed, fix))
         if self.objective.name != "direct-kl" and self.sampling.dynamics == "ode":
             problems.append(
                 Problem(

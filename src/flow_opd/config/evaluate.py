@@ -15,7 +15,7 @@ class RowSettings(Settings):
     """A row of the table: the base with one adapter or none."""
 
     adapter: Name | None = None
-    """Adapter folder, 'asset:NAME' or hub id; null is the base itself."""
+    """Adapter folder or 'asset:NAME'; null is the base itself."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of this row; 1 switches it off."""
     domains: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
@@ -49,7 +49,7 @@ class EvaluateSettings(Settings):
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     """Every image is scored by every reward that applies to its prompt."""
     roles: RolesSettings | None = None
-    """What is compared with what; null reports the rows alone."""
+    """What is compared with what; null takes the first row as the base and the last as the student."""
     num_steps: PositiveInt = 40
     """Sampling steps of the ODE."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)

@@ -18,7 +18,7 @@ class GenerateSettings(Settings):
     base: BaseModelSettings
     """The pipeline."""
     adapter: Name | None = None
-    """Adapter folder, 'asset:NAME' or hub id; null draws from the base."""
+    """Adapter folder or 'asset:NAME'; null draws from the base."""
     prompts: Annotated[tuple[Name, ...], Field(min_length=1)]
     """What to draw."""
     images_per_prompt: PositiveInt = 1

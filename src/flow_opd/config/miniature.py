@@ -48,7 +48,7 @@ class MiniatureSettings(Settings):
 
 
 class MiniaturePromptsSettings(Settings):
-    """Training and held-out prompts of the four domains; no prompt is in both."""
+    """Training and held-out prompts of the four domains; only the smallest tags share texts."""
 
     run: RunSettings
     """Folder of the prompt files, and the seed."""

@@ -85,7 +85,7 @@ def every(domain: str) -> tuple[Metadata, ...]:
 
 
 def _preference_scenes() -> tuple[Metadata, ...]:
-    """Returns paintings and drawings: "a painting of two red circles in the desert and a cactus"."""
+    """Returns paintings and drawings: "a painting of two red circles in the desert and a sun"."""
     scenes: list[Metadata] = []
     for medium, count, color, shape, place in product(MEDIA, (1, 2, 3, 4), COLORS, SHAPES, BACKGROUNDS):
         if allowed(color, place):

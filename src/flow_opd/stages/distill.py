@@ -8,6 +8,7 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import locate
 from flow_opd.objectives.weighted import WeightedTerms
@@ -17,7 +18,14 @@ from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
 from flow_opd.protocols import BatchSource
 from flow_opd.rollout.walks import Walks
-from flow_opd.stages.assembly import build_walks, fingerprint, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.assembly import (
+    build_walks,
+    fingerprint,
+    load_backbone,
+    load_prompts,
+    lora_settings,
+    prompt_files,
+)
 from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import ADAPTER, STUDENT, open_run, save_student, train
 from flow_opd.training.seeding import derived_seed
@@ -58,7 +66,7 @@ def distill(settings: DistillSettings, folder: Path) -> Path:
             checkpoint=settings.checkpoint,
         ),
         folder=folder,
-        identity=fingerprint(settings),
+        identity=fingerprint(settings, settings.base, _files(settings)),
     )
     train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
@@ -76,7 +84,8 @@ def _bank(settings: DistillSettings, backbone: SD3Backbone, folder: Path) -> Ada
         bank.load(ANCHOR, locate(settings.anchor.adapter, key="anchor.adapter"))
     start = settings.cold_start
     if start is None:
-        bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
+        lora = lora_settings(settings.lora or LoraSettings())
+        bank.add(STUDENT, lora, derived_seed(settings.run.seed, "lora"))
     elif start.adapter is not None:
         bank.put(STUDENT, LoraWeights.read(locate(start.adapter, key="cold_start.adapter")))
     else:
@@ -87,6 +96,16 @@ def _bank(settings: DistillSettings, backbone: SD3Backbone, folder: Path) -> Ada
     bank.save(STUDENT, folder / COLD_START, base_model=settings.base.path)
     bank.train(STUDENT)
     return bank
+
+
+def _files(settings: DistillSettings) -> list[Path]:
+    """Returns the files that the numbers of the training depend on."""
+    named = [("teachers.adapter", teacher.adapter) for teacher in settings.teachers]
+    if settings.anchor is not None and settings.anchor.adapter is not None:
+        named.append(("anchor.adapter", settings.anchor.adapter))
+    if settings.cold_start is not None and settings.cold_start.adapter is not None:
+        named.append(("cold_start.adapter", settings.cold_start.adapter))
+    return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
 
 
 def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -> Cast:

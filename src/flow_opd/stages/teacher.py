@@ -20,6 +20,8 @@ from flow_opd.stages.assembly import (
     load_backbone,
     load_prompts,
     lora_settings,
+    prompt_files,
+    reward_files,
 )
 from flow_opd.stages.training import STUDENT, open_run, save_student, train
 from flow_opd.training.seeding import derived_seed, generator
@@ -70,7 +72,9 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
             checkpoint=settings.checkpoint,
         ),
         folder=folder,
-        identity=fingerprint(settings),
+        identity=fingerprint(
+            settings, settings.base, [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
+        ),
     )
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
