@@ -17,8 +17,9 @@ from typing import Any
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yields a temporary sibling folder that becomes `target` when the block ends without an error.
 
-    An existing `target` is replaced. A process killed at any moment leaves the old folder or the new
-    one, never a mixture; leftovers start with ".tmp-".
+    A process killed at any moment leaves the whole folder or none under that name, never a mixture. An
+    existing `target` is moved aside first, so between two renames there is none; leftovers start with
+    ".tmp-".
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))

@@ -35,14 +35,15 @@ def source(tiny: Tiny, correction: str, *, micro: int = 8, updates: int = 1) -> 
     )
 
 
-def test_the_log_ratio_is_that_of_the_densities() -> None:
+def test_the_log_ratio_is_that_of_the_densities_above_its_expectation() -> None:
     ours, theirs, following = steps()
     log_probs = [Normal(s.mean, s.std).log_prob(following).flatten(1).sum(1) for s in (theirs, ours)]
-    expected = log_probs[0] - log_probs[1]
+    kl = kl_divergence(Normal(ours.mean, ours.std), Normal(theirs.mean, theirs.std)).flatten(1).sum(1)
+    expected = log_probs[0] - log_probs[1] + kl
     torch.testing.assert_close(sampled_log_ratio(ours, theirs, following), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_log_ratio_averages_to_minus_the_kl() -> None:
+def test_the_log_ratio_is_centred_by_the_kl() -> None:
     ours, theirs, _ = steps()
     noise = torch.randn(40_000, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     for row in range(2):
@@ -50,7 +51,8 @@ def test_the_log_ratio_averages_to_minus_the_kl() -> None:
         target = replace(many, mean=theirs.mean[row].expand(noise.shape))
         kl = kl_divergence(Normal(ours.mean[row], STD[row]), Normal(theirs.mean[row], STD[row])).sum()
         sampled = sampled_log_ratio(many, target, many.mean + many.std * noise)
-        assert sampled.mean().item() == pytest.approx(-kl.item(), rel=0.03)
+        error = (2 * kl.item() / len(noise)) ** 0.5  # the log-ratio's variance is twice the KL
+        assert abs(sampled.mean().item()) < 4 * error < 0.1 * kl.item()
         assert detached_state_kl(many, target, noise)[0].item() == pytest.approx(-kl.item(), rel=1e-4)
 
 

@@ -25,7 +25,7 @@ def _rows(value: Tensor) -> Tensor:
 def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
     """Returns g(sigma) = a sqrt(sigma / (1 - sigma)) of the Flow-GRPO SDE.
 
-    At sigma = 1, where g diverges, the next grid value stands in for sigma.
+    At sigma = 1, where g diverges, the next grid value stands in for sigma, above and below the line.
 
     Source: Flow-GRPO, arXiv 2505.05470.
 

@@ -30,13 +30,16 @@ CORRECTIONS: Registry[Correction] = Registry("correction")
 
 @CORRECTIONS.register("sampled-log-ratio")
 def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
-    """Returns log pi_teacher(a) - log pi_student(a) of the action taken, summed over dimensions, [M].
+    """Returns log pi_teacher(a) - log pi_student(a) of the action taken, plus the transition KL, [M].
 
-    Its expectation under the student is minus the transition KL, and its policy gradient is, in
-    expectation, minus the KL's gradient: at the behaviour policy the two estimators agree.
+    The log-ratio, summed over dimensions, has minus the KL as its expectation under the student. The KL
+    of the state is added back as a baseline: it does not depend on the action, so the expected gradient
+    stays minus the KL's gradient, while the advantage is centred and an advantage clip keeps its sign.
+    Without it a large KL drives every advantage into the clip, where it says nothing about the action.
     """
     dimensions = next_latents[0].numel()
-    return dimensions * (log_prob_mean(teacher, next_latents) - log_prob_mean(student, next_latents))
+    ratio = log_prob_mean(teacher, next_latents) - log_prob_mean(student, next_latents)
+    return dimensions * ratio + transition_kl(student, teacher)
 
 
 @CORRECTIONS.register("detached-state-kl")
@@ -85,7 +88,7 @@ class CorrectedRollouts:
 
     @property
     def readings(self) -> Mapping[str, float]:
-        """Mean advantage of the round."""
+        """teacher_kl: the round's mean transition KL per latent dimension, over the trained steps."""
         return self._readings
 
     def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
@@ -95,9 +98,10 @@ class CorrectedRollouts:
             self._collect(index, [prompts[row] for row in rows], rows)
             for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
         ]
-        joined = join_rollouts([part for part, _ in parts])
-        advantages = torch.cat([part for _, part in parts])
-        self._readings = {"advantage": float(advantages[:, self.trained_steps].mean())}
+        joined = join_rollouts([part for part, _, _ in parts])
+        advantages = torch.cat([part for _, part, _ in parts])
+        divergence = torch.cat([part for _, _, part in parts])
+        self._readings = {"teacher_kl": float(divergence[:, self.trained_steps].mean())}
         for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
             yield transitions(
                 joined,
@@ -108,8 +112,8 @@ class CorrectedRollouts:
             )
 
     @torch.no_grad()
-    def _collect(self, index: int, prompts: list[Prompt], rows: range) -> tuple[Rollout, Tensor]:
-        """Returns the trajectories `rows` of the round and their advantages, [B, T]."""
+    def _collect(self, index: int, prompts: list[Prompt], rows: range) -> tuple[Rollout, Tensor, Tensor]:
+        """Returns the trajectories `rows` of the round, their advantages and their KLs, each [B, T]."""
         drawn = rollout(
             self.student,
             self.backbone.encode_prompts(prompts),
@@ -120,18 +124,21 @@ class CorrectedRollouts:
             generators=[self.walks.seeder(index, row) for row in rows],
         )
         advantages = torch.zeros(len(prompts), len(self.walks.schedule))
+        divergence = torch.zeros_like(advantages)
         whole = range(len(prompts))
         for step in self.trained_steps:
             for batch in transitions(
                 drawn, advantages, rows=whole, steps=[step], micro_batch_size=len(prompts)
             ):
-                advantages[:, step] = self._advantage(batch)
-        return drawn, advantages
+                advantages[:, step], divergence[:, step] = self._judge(batch)
+        return drawn, advantages, divergence
 
-    def _advantage(self, batch: TransitionBatch) -> Tensor:
+    def _judge(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
+        """Returns the advantage and the transition KL per latent dimension of each row, [M]."""
         assert batch.next_latents is not None
         grid = (batch.sigma, batch.sigma_next, batch.noise_level)
         here = (batch.latents, batch.sigma, batch.conditioning)
         student = self.walks.dynamics(batch.latents, self.student.velocity(*here), *grid)
         teacher = self.walks.dynamics(batch.latents, self.teachers.velocity(*here), *grid)
-        return self.correction(student, teacher, batch.next_latents)
+        kl = transition_kl(student, teacher) / batch.latents[0].numel()
+        return self.correction(student, teacher, batch.next_latents), kl
