@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_opd.flow.guidance import guided
-from flow_opd.flow.path import logit_normal_sigmas, predicted_x0, target_velocity
+from flow_opd.flow.path import predicted_x0, shifted_uniform_sigmas, target_velocity
 from flow_opd.flow.schedule import make_schedule, ode_schedule
 
 
@@ -21,12 +21,15 @@ def test_the_target_velocity_leads_back_to_the_data() -> None:
 
 
 def test_shifted_sigmas_by_their_median() -> None:
-    plain = logit_normal_sigmas(20_001, shift=1.0, generator=torch.Generator().manual_seed(0))
-    shifted = logit_normal_sigmas(20_001, shift=3.0, generator=torch.Generator().manual_seed(0))
+    plain = shifted_uniform_sigmas(20_001, shift=1.0, generator=torch.Generator().manual_seed(0))
+    shifted = shifted_uniform_sigmas(20_001, shift=3.0, generator=torch.Generator().manual_seed(0))
     assert plain.median().item() == pytest.approx(0.5, abs=0.01)
     assert shifted.median().item() == pytest.approx(0.75, abs=0.01)  # 3 * .5 / (1 + 2 * .5)
-    assert shifted.min() > 0
+    assert shifted.min() >= 0
     assert shifted.max() < 1
+    # Both ends are visited: P(sigma > .95) = P(u > .8636), P(sigma < .3) = P(u < .125).
+    assert (shifted > 0.95).float().mean().item() == pytest.approx(0.1364, abs=0.01)
+    assert (shifted < 0.3).float().mean().item() == pytest.approx(0.125, abs=0.01)
 
 
 def test_a_window_of_stochastic_steps() -> None:

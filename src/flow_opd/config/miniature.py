@@ -37,7 +37,7 @@ class MiniatureSettings(Settings):
     """Captioned pictures that VAE and base learn from."""
     vae: PartSettings = PartSettings(steps=1500, batch_size=48)
     """The image autoencoder."""
-    base: PartSettings = PartSettings(steps=7000)
+    base: PartSettings = PartSettings(steps=9000)
     """The velocity network, with its text encoders."""
     deqa: PartSettings = PartSettings(steps=3000)
     """The quality model."""

@@ -16,12 +16,14 @@ def predicted_x0(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return latents - sigma.view(-1, 1, 1, 1) * velocity
 
 
-def logit_normal_sigmas(count: int, *, shift: float, generator: Generator) -> Tensor:
-    """Returns `count` noise levels, logit-normal and then shifted towards noise, in (0, 1).
+def shifted_uniform_sigmas(count: int, *, shift: float, generator: Generator) -> Tensor:
+    """Returns `count` noise levels in [0, 1), uniform and then moved towards 1 by the shift.
 
-        u = sigmoid(z), z ~ N(0, 1);   sigma = shift u / (1 + (shift - 1) u)
+        sigma = shift u / (1 + (shift - 1) u),   u ~ U(0, 1)
 
-    Source: Stable Diffusion 3, arXiv 2403.03206, equations 19 and 23.
+    Source: Stable Diffusion 3, arXiv 2403.03206, equation 23. Differs: SD3 prefers a logit-normal u. A
+    sampler starts at sigma = 1, where that density is nearly 0; a small model that has hardly been there
+    takes the mean of pure noise for a background and goes on to ignore the caption (docs/LOG.md).
     """
-    u = torch.sigmoid(torch.randn(count, generator=generator))
+    u = torch.rand(count, generator=generator)
     return shift * u / (1 + (shift - 1) * u)

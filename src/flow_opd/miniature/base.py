@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.flow.path import logit_normal_sigmas
+from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.miniature.tokenizer import build_tokenizer
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import ImageBatch, Prompt
@@ -130,7 +130,7 @@ class CaptionedLatents:
             ImageBatch(
                 x0=x0,
                 noise=torch.randn(x0.shape, generator=draw),
-                sigma=logit_normal_sigmas(self.batch_size, shift=SHIFT, generator=draw),
+                sigma=shifted_uniform_sigmas(self.batch_size, shift=SHIFT, generator=draw),
                 conditioning=self.backbone.encode_prompts([Prompt(text, task="") for text in texts]),
             )
         ]

@@ -92,7 +92,13 @@ class _Drawn:
 
 
 def judged_pictures(
-    seed: int, split: str, count: int, *, vae: AutoencoderKL | None = None, rebuilt: int = 0
+    seed: int,
+    split: str,
+    count: int,
+    *,
+    vae: AutoencoderKL | None = None,
+    rebuilt: int = 0,
+    differs: str | None = None,
 ) -> JudgedPictures:
     """Returns `count` captions of a split with `PICTURES` pictures each, drawn from (seed, split) alone.
 
@@ -102,16 +108,20 @@ def judged_pictures(
         count: captions.
         vae: rebuilds pictures and makes the faults of flow samples.
         rebuilt: captions whose pictures are rebuilt, from the start; the VAE costs more than the drawing.
+        differs: what differs between the pictures of a caption; drawn for each caption where None.
 
     Raises:
         DataError: if the split is unknown.
     """
     asked = _captions(seed, split, count)
     rng = np.random.default_rng((seed, 101, SPLITS.index(split)))
-    differs = rng.choice(len(DIFFERENCES), count, p=DIFFERENCE_ODDS)
+    if differs is None:
+        kinds = rng.choice(len(DIFFERENCES), count, p=DIFFERENCE_ODDS)
+    else:
+        kinds = np.full(count, DIFFERENCES.index(differs))
     drawn = [
         _pictures(prompt.metadata, DIFFERENCES[which], rng, flow_faults=place < rebuilt)
-        for place, (prompt, which) in enumerate(zip(asked, differs, strict=True))
+        for place, (prompt, which) in enumerate(zip(asked, kinds, strict=True))
     ]
     flat = [one for row in drawn for one in row]
     shape = (count, PICTURES)
@@ -128,7 +138,7 @@ def judged_pictures(
     return JudgedPictures(
         captions=np.asarray([prompt.text for prompt in asked]),
         tasks=np.asarray([prompt.task for prompt in asked]),
-        differs=differs,
+        differs=kinds,
         pictures=plain.reshape(*shape, SIZE, SIZE, 3),
         rebuilt=through.reshape(-1, PICTURES, SIZE, SIZE, 3),
         fault=fault.reshape(shape),

@@ -228,7 +228,8 @@ def preference_calibration(reward: PickScoreReward, judged: JudgedPictures) -> d
     Keys: "raw" and "rebuilt" over all pairs, "raw_fact" and so on where that alone differs, with the numbers
     of pairs, and mean and spread of the scores.
     """
-    truth, numbers = appeal(judged), {}
+    truth = appeal(judged)
+    numbers: dict[str, float] = {}
     for way, pictures in (("raw", judged.pictures), ("rebuilt", judged.rebuilt)):
         count, each = pictures.shape[:2]
         images = torch.from_numpy(pictures.reshape(-1, SIZE, SIZE, 3)).permute(0, 3, 1, 2) / 255

@@ -33,6 +33,8 @@ class QualityNet(nn.Module):
     picture it would hide contrast. Spreads go in as logarithms, for they range over decades.
     """
 
+    _blocks: Tensor  # [192, 3, 8, 8]
+
     def __init__(self, widths: tuple[int, int, int] = (16, 24, 40), hidden: int = 64) -> None:
         """Builds the layers; 69 thousand parameters at these sizes.
 

@@ -29,18 +29,24 @@ from flow_opd.stages.base_model import build_autoencoder
 from flow_opd.stages.parts import fingerprint, loop, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
-CAPTIONS, REBUILT = 6_000, 1_500  # drawn with four pictures each; how many pass through the VAE
-HELD_OUT = 300
+# Captions, with four pictures each, and how many of them pass through the VAE, which costs the most. The
+# quality model needs every kind of damage both ways; the preference model needs captions.
+DRAWN = {
+    "quality": {"train": (2_000, 2_000), "test": (300, 300)},
+    "preference": {"train": (6_000, 1_500), "test": (300, 300)},
+}
 
 
-def judged(settings: MiniatureSettings, split: str) -> JudgedPictures:
+def judged(settings: MiniatureSettings, use: str, split: str) -> JudgedPictures:
     """Returns the pictures with known faults of a split; drawn once and kept on disk."""
-    folder = settings.run.out / "judged" / split
+    folder = settings.run.out / "judged" / use / split
     if not folder.exists():
         vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
-        count, rebuilt = (CAPTIONS, REBUILT) if split == "train" else (HELD_OUT, HELD_OUT)
+        count, rebuilt = DRAWN[use][split]
+        differs = "all" if use == "quality" else None
+        drawn = judged_pictures(settings.run.seed, split, count, vae=vae, rebuilt=rebuilt, differs=differs)
         with atomic_folder(folder) as staging:
-            judged_pictures(settings.run.seed, split, count, vae=vae, rebuilt=rebuilt).save(staging)
+            drawn.save(staging)
     return JudgedPictures.load(folder)
 
 
@@ -54,14 +60,16 @@ def build_quality(settings: MiniatureSettings) -> Path:
             settings.deqa,
             settings,
             parameters=dict(net.named_parameters()),
-            source=QualityBatches(judged(settings, "train"), settings.deqa.batch_size, settings.run.seed),
+            source=QualityBatches(
+                judged(settings, "quality", "train"), settings.deqa.batch_size, settings.run.seed
+            ),
             objective=QualityLoss(net),
         )
         train_part(trainer, "quality model")
         assert trainer.average is not None
         with trainer.average.applied():
             net.save(finished)
-        summarise(trainer, quality_calibration(DeQAReward(finished), judged(settings, "test")))
+        summarise(trainer, quality_calibration(DeQAReward(finished), judged(settings, "quality", "test")))
     return finished
 
 
@@ -78,7 +86,7 @@ def build_preference(settings: MiniatureSettings) -> Path:
             settings,
             parameters=trained_parameters(model),
             source=PreferenceBatches(
-                judged(settings, "train"), tokenizer, part.batch_size, settings.run.seed
+                judged(settings, "preference", "train"), tokenizer, part.batch_size, settings.run.seed
             ),
             objective=PreferenceLoss(model),
         )
@@ -86,7 +94,9 @@ def build_preference(settings: MiniatureSettings) -> Path:
         assert trainer.average is not None
         with trainer.average.applied():
             save_clip(model, tokenizer, finished)
-        summarise(trainer, preference_calibration(PickScoreReward(finished), judged(settings, "test")))
+        summarise(
+            trainer, preference_calibration(PickScoreReward(finished), judged(settings, "preference", "test"))
+        )
     return finished
 
 
