@@ -33,7 +33,7 @@ PICTURES = 4  # of each caption
 SHARES = ((COMPOSITION, 0.4), (TEXT, 0.1), (PREFERENCE, 0.3), (QUALITY, 0.2))
 # What differs between the pictures of one caption: everything, or one thing alone.
 DIFFERENCES = ("all", "fact", "damage", "style")
-DIFFERENCE_ODDS = (0.3, 0.3, 0.15, 0.25)
+DIFFERENCE_ODDS = (0.35, 0.25, 0.2, 0.2)
 
 
 @dataclass(frozen=True)
