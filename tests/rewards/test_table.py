@@ -39,7 +39,7 @@ def test_the_total_is_the_weighted_sum_and_the_mask_is_joint() -> None:
 
 
 def test_training_refuses_a_prompt_that_cannot_be_judged() -> None:
-    with pytest.raises(RewardError, match="does not apply.*'two'"):
+    with pytest.raises(RewardError, match=r"does not apply.*'two'"):
         WeightedRewards([(1.0, Stated("plain"))], must_apply=True).score(IMAGES, PROMPTS)
 
 
