@@ -157,7 +157,7 @@ def test_mistakes_end_with_code_2_and_no_traceback(
             "no [ocr] engine",
         ),
         (
-            "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+            "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
             130,
             "goes on from its newest checkpoint with: ",
         ),
