@@ -18,7 +18,7 @@ from flow_opd.miniature.autoencoder import as_pixels
 from flow_opd.miniature.captions import COMPOSITION, PREFERENCE, QUALITY, TEXT, Metadata, caption, misread
 from flow_opd.miniature.degradations import KINDS, Picture, degrade
 from flow_opd.miniature.palette import SIZE
-from flow_opd.miniature.prompts import SPLITS, prompts
+from flow_opd.miniature.prompts import SPLITS, TEST_SHARE, prompts
 from flow_opd.miniature.renderer import render
 from flow_opd.miniature.scene import Scene, Style, random_style, scene_for
 from flow_opd.types import Prompt
@@ -100,21 +100,22 @@ def judged_pictures(
     rebuilt: int = 0,
     differs: str | None = None,
 ) -> JudgedPictures:
-    """Returns `count` captions of a split with `PICTURES` pictures each, drawn from (seed, split) alone.
+    """Returns `count` captions with `PICTURES` pictures each, drawn from (seed, split) alone.
+
+    Captions come from the prompts of both splits, for a reward must judge them all; what "test" holds out are
+    the pictures, with their scenes, styles and faults.
 
     Args:
         seed: root of all draws.
-        split: "train" or "test"; their captions differ as those of `prompts` do.
+        split: "train" or "test"; their draws are independent.
         count: captions.
         vae: rebuilds pictures and makes the faults of flow samples.
         rebuilt: captions whose pictures are rebuilt, from the start; the VAE costs more than the drawing.
         differs: what differs between the pictures of a caption; drawn for each caption where None.
-
-    Raises:
-        DataError: if the split is unknown.
     """
-    asked = _captions(seed, split, count)
-    rng = np.random.default_rng((seed, 101, SPLITS.index(split)))
+    part = SPLITS.index(split)
+    asked = _captions(seed, part, count)
+    rng = np.random.default_rng((seed, 101, part))
     if differs is None:
         kinds = rng.choice(len(DIFFERENCES), count, p=DIFFERENCE_ODDS)
     else:
@@ -183,10 +184,15 @@ def rebuild(
     return np.concatenate(parts)
 
 
-def _captions(seed: int, split: str, count: int) -> list[Prompt]:
-    """Returns prompts of all tasks in the proportions of `SHARES`, shuffled."""
-    asked = [one for task, share in SHARES for one in prompts(task, split, math.ceil(count * share), seed)]
-    order = np.random.default_rng((seed, 100, SPLITS.index(split))).permutation(len(asked))
+def _captions(seed: int, part: int, count: int) -> list[Prompt]:
+    """Returns prompts of all tasks and both splits in the proportions of `SHARES`, shuffled."""
+    asked = [
+        prompt
+        for task, share in SHARES
+        for split, portion in (("train", 1 - TEST_SHARE), ("test", TEST_SHARE))
+        for prompt in prompts(task, split, math.ceil(count * share * portion), seed + part)
+    ]
+    order = np.random.default_rng((seed, 100, part)).permutation(len(asked))
     return [asked[place] for place in order[:count]]
 
 

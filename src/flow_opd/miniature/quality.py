@@ -57,7 +57,7 @@ class QualityBatch:
 
 @dataclass(frozen=True)
 class QualityBatches:
-    """Batches drawn by (seed, round): half as rendered, half through the VAE, half of all mirrored."""
+    """Batches drawn by (seed, round): two thirds through the VAE; mirrored both ways."""
 
     judged: JudgedPictures
     batch_size: int
@@ -74,10 +74,12 @@ class QualityBatches:
         captions, each = self.judged.fault.shape
         rows = torch.randint(captions, (self.batch_size,), generator=draw).numpy()
         which = torch.randint(each, (self.batch_size,), generator=draw).numpy()
-        through_vae, mirrored = (torch.rand(2, self.batch_size, generator=draw) < 0.5).numpy()
+        through_vae = (torch.rand(self.batch_size, generator=draw) < 2 / 3).numpy()
+        sideways, upside_down = (torch.rand(2, self.batch_size, 1, 1, 1, generator=draw) < 0.5).numpy()
         rows, choice = self.judged.choose(rows, through_vae)
         pictures = choice[np.arange(self.batch_size), which]
-        pictures = np.where(mirrored[:, None, None, None], pictures[:, :, ::-1], pictures)
+        pictures = np.where(sideways, pictures[:, :, ::-1], pictures)
+        pictures = np.where(upside_down, pictures[:, ::-1], pictures)
         level = 5 - 4 * severity(self.judged.fault[rows, which], self.judged.strength[rows, which])
         yield [QualityBatch(as_pixels(pictures), torch.from_numpy(level))]
 

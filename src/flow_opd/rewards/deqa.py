@@ -57,11 +57,13 @@ class DeQAReward:
         """
         check_pairs(images, prompts)
         pixels = torch.from_numpy(to_pixels(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        values = [torch.zeros(0)]
         with torch.inference_mode():
-            values = [expected_level(self.net(part)) for part in pixels.split(self.batch_size)]
+            for start in range(0, len(pixels), self.batch_size):
+                values.append(expected_level(self.net(pixels[start : start + self.batch_size])))
         return RewardScores(
             name=self.name,
-            values=torch.cat(values) if values else torch.zeros(0),
+            values=torch.cat(values),
             valid=torch.ones(len(prompts), dtype=torch.bool),
             scale=self.scale,
         )
