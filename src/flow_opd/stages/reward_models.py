@@ -33,7 +33,7 @@ from flow_opd.training.trainer import Trainer
 # quality model needs every kind of damage both ways; the preference model needs captions.
 DRAWN = {
     "quality": {"train": (2_000, 2_000), "test": (300, 300)},
-    "preference": {"train": (12_000, 2_000), "test": (300, 300)},
+    "preference": {"train": (24_000, 6_000), "test": (300, 300)},
 }
 
 
