@@ -127,6 +127,19 @@ def test_only_the_student_is_trainable_whatever_is_active(
     assert trainable(backbone) == expected
 
 
+def test_an_adapter_costs_its_factors_and_no_copy_of_the_base(backbone: Any) -> None:
+    """N teachers are N LoRAs in memory, not N transformers."""
+    plain = {tensor.data_ptr() for tensor in backbone.transformer.parameters()}
+    base = sum(tensor.numel() for tensor in backbone.transformer.parameters())
+    bank = AdapterBank(backbone)
+    for name in ("one", "two", "three"):
+        bank.add(name, LoraSettings(rank=4, alpha=4.0), seed=1)
+    factors = sum(tensor.numel() for tensor in bank.state("one").values())
+    assert factors < base / 2
+    assert sum(tensor.numel() for tensor in backbone.transformer.parameters()) == base + 3 * factors
+    assert plain <= {tensor.data_ptr() for tensor in backbone.transformer.parameters()}
+
+
 def test_train_moves_the_gradients(bank: AdapterBank, backbone: Any) -> None:
     bank.train("teacher")
     assert bank.active == bank.student == "teacher"

@@ -140,7 +140,7 @@ def test_build_goes_through_every_part(tmp_path: Path) -> None:
     settings = [
         "pictures=96",
         "parts=[vae, base]",
-        *(f"{part}.{key}" for part in parts for key in ("steps=2", "batch_size=4")),
+        *(f"{part}.{key}" for part in parts for key in ("steps=20", "batch_size=4")),
     ]
     command = [
         "miniature",
@@ -151,7 +151,9 @@ def test_build_goes_through_every_part(tmp_path: Path) -> None:
     ]
     succeeds(*command, cwd=tmp_path)
     manifest = json.loads((tmp_path / "build/assets/manifest.json").read_text())
-    assert manifest["parts"]["base"]["steps"] == 2
+    assert manifest["parts"]["base"]["steps"] == 20
+    assert manifest["parts"]["base"]["samples"] == 80
+    assert [step for step, _ in manifest["parts"]["base"]["curves"]["loss"]] == [10, 20]
     assert any(name.startswith("base/transformer") for name in manifest["sha256"])
     assert (tmp_path / "build/assets/base/model_index.json").exists()
 

@@ -32,8 +32,8 @@ from flow_opd.training.trainer import Trainer
 # Captions, with four pictures each, and how many of them pass through the VAE, which costs the most. The
 # quality model needs every kind of damage both ways; the preference model needs captions.
 DRAWN = {
-    "quality": {"train": (2_000, 2_000), "test": (300, 300)},
-    "preference": {"train": (24_000, 6_000), "test": (300, 300)},
+    "quality": {"train": (6_000, 6_000), "test": (300, 300)},
+    "preference": {"train": (48_000, 16_000), "test": (300, 300)},
 }
 
 

@@ -1,0 +1,71 @@
+"""The manifest of the miniature: its seeds, what it cost, how it learnt, and the hashes of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from flow_opd.config.miniature import MiniatureSettings
+from flow_opd.files import sha256, write_json
+
+POINTS = 40  # of a curve; each is the mean over as many log lines as fall to it
+DIGITS = 4  # significant ones of a point
+
+
+def write_manifest(
+    assets: Path, settings: MiniatureSettings, parts: Mapping[str, Path], teachers: Mapping[str, Path]
+) -> None:
+    """Writes manifest.json beside the assets.
+
+    Args:
+        assets: folder of what is shipped; every safetensors file below it is hashed.
+        settings: of the build.
+        parts: name -> run folder of each finished part.
+        teachers: name -> run folder of each finished teacher.
+    """
+    hashed = {str(file.relative_to(assets)): sha256(file) for file in sorted(assets.rglob("*.safetensors"))}
+    write_json(
+        assets / "manifest.json",
+        {
+            "settings": settings.model_dump(mode="json", exclude={"run": {"out", "threads"}, "parts": True}),
+            "parts": {name: _part(folder, name, settings) for name, folder in parts.items()},
+            "teachers": {name: _teacher(folder) for name, folder in teachers.items()},
+            "sha256": hashed,
+        },
+    )
+
+
+def _part(folder: Path, name: str, settings: MiniatureSettings) -> dict[str, Any]:
+    summary = json.loads((folder / "summary.json").read_text())
+    batch: int = settings.model_dump()[name]["batch_size"]
+    return {**summary, "samples": summary["steps"] * batch, "curves": _curves(folder, ("loss",))}
+
+
+def _teacher(folder: Path) -> dict[str, Any]:
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    images = settings["group_size"] * settings["groups_per_round"] * settings["run"]["rounds"]
+    return {
+        "command": f"flow-opd teacher asset:configs/teachers/{folder.name}.yaml",
+        "seed": settings["run"]["seed"],
+        **json.loads((folder / "training.json").read_text()),
+        "samples": images,
+        "curves": _curves(folder, ("reward", "reference_kl")),
+    }
+
+
+def _curves(folder: Path, keys: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+    """Returns key -> [(last step, mean), ...] of a metrics.jsonl, thinned to at most `POINTS` points."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    bins = [rows.tolist() for rows in np.array_split(np.arange(len(lines)), POINTS) if len(rows)]
+    return {
+        key: [
+            (lines[rows[-1]]["step"], float(f"{np.mean([lines[row][key] for row in rows]):.{DIGITS}g}"))
+            for rows in bins
+        ]
+        for key in keys
+    }
