@@ -120,7 +120,13 @@ def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "student" in page
     assert 'src="http' not in page
-    for name in ("metrics.jsonl", "config.yaml", "adapter/adapter_model.safetensors"):
+    for name in (
+        "metrics.jsonl",
+        "config.yaml",
+        "adapter/adapter_model.safetensors",
+        "results.md",
+        "grid.png",
+    ):
         assert (folder / name).exists()
     assert "report.html" in result.stdout
 

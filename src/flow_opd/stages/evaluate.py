@@ -21,11 +21,12 @@ from flow_opd.evaluation.images import Camera, Sheet
 from flow_opd.evaluation.intervals import Scores
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
-from flow_opd.files import sha256, write_json
+from flow_opd.files import sha256, write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
 from flow_opd.protocols import Reward
-from flow_opd.reports.grid import PictureRow, Pictures, save_pictures
+from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
+from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
 from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
@@ -68,7 +69,10 @@ def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started:
         seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
     )
     scores = _score_rows(settings, folder, camera, policies, sheets, rewards, resume=resume)
-    save_pictures(_pictures(settings, camera, policies, sheets), folder / "images")
+    pictures = _pictures(settings, camera, policies, sheets)
+    save_pictures(pictures, folder / "images")
+    if pictures.rows:
+        write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
     card = ProtocolCard(
         steps=settings.num_steps,
         dynamics="ode",
@@ -92,11 +96,13 @@ def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started:
 
 
 def finish(folder: Path, results: Results) -> None:
-    """Writes results.json and report.html, and prints the table."""
+    """Writes results.json, results.md and report.html, and prints the table."""
     write_json(folder / "results.json", results.to_json())
+    read = load_results(folder / "results.json")
+    write_text(folder / "results.md", results_markdown(read))
     report = write_report(folder)
     console = Console()
-    console.print(results_view(load_results(folder / "results.json")))
+    console.print(results_view(read))
     console.print(f"report: {report}", highlight=False)
 
 

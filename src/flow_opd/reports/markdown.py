@@ -1,0 +1,94 @@
+"""The results as Markdown, for a README or a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from flow_opd.reports.numbers import (
+    AVERAGE_DECIMALS,
+    best_rows,
+    cell_of,
+    headline,
+    interval,
+    number,
+    percent,
+    signed,
+)
+from flow_opd.reports.run import Cell, Metric, Results
+
+
+def results_markdown(results: Results) -> str:
+    """Returns the scores, the differences of the average, the kept gains and what is judged elsewhere too."""
+    parts = [headline(results), _scores(results), _differences(results), _kept(results)]
+    parts += [_everywhere(results, metric) for metric in results.averaged]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scores(results: Results) -> str:
+    columns = [(one.name, one.label, one.decimals) for one in results.averaged]
+    columns.append(("average", "average", AVERAGE_DECIMALS))
+    best = best_rows(results)
+    lines = [
+        [
+            row.name,
+            *(_cell(cell_of(row, name), places, best.get(name) == row.name) for name, _, places in columns),
+        ]
+        for row in results.rows
+    ]
+    return _table(["policy", *(label for _, label, _ in columns)], lines)
+
+
+def _differences(results: Results) -> str:
+    averages = [one for one in results.differences if one.metric == "average"]
+    lines = [
+        [
+            f"{one.pair[0]} − {one.pair[1]}",
+            signed(one.mean, AVERAGE_DECIMALS),
+            interval(one, AVERAGE_DECIMALS, sign=True),
+        ]
+        for one in averages
+    ]
+    return _table(["paired difference of the average", "mean", "95 % interval"], lines)
+
+
+def _kept(results: Results) -> str:
+    lines = []
+    for domain, one in results.retention.items():
+        if one.mean is None or one.low is None or one.high is None:
+            lines.append([domain, "–", "the teacher has no clear gain"])
+        else:
+            lines.append([domain, percent(one.mean), f"{percent(one.low)} to {percent(one.high)}"])
+    return _table(["domain", "teacher's gain kept", "95 % interval"], lines)
+
+
+def _everywhere(results: Results, metric: Metric) -> str:
+    """A metric on the prompts of every domain, where it judges other domains than its own."""
+    domains = list(
+        dict.fromkeys(
+            domain for row in results.rows for domain, cells in row.cells.items() if metric.name in cells
+        )
+    )
+    if set(domains) <= {metric.domain}:
+        return ""
+    lines = [
+        [
+            row.name,
+            *(_cell(row.cells.get(domain, {}).get(metric.name), metric.decimals) for domain in domains),
+        ]
+        for row in results.rows
+    ]
+    return _table([f"{metric.label} by prompts", *domains], lines)
+
+
+def _cell(cell: Cell | None, decimals: int, best: bool = False) -> str:
+    if cell is None:
+        return "–"
+    mean = number(cell.mean, decimals)
+    return f"{f'**{mean}**' if best else mean} ({interval(cell, decimals)})"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    if not rows:
+        return ""
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
