@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.files import atomic_folder
 from flow_opd.miniature.autoencoder import as_pixels
 from flow_opd.miniature.judged import DIFFERENCES, JudgedPictures
@@ -112,7 +113,7 @@ def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "image_std": [0.5] * 3,
         "do_convert_rgb": True,
     }
-    with atomic_folder(folder) as staging:
+    with atomic_folder(folder) as staging, quiet_loading():
         model.to(torch.float16).save_pretrained(staging)
         model.to(torch.float32)
         tokenizer.save_pretrained(staging)
