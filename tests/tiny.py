@@ -190,6 +190,7 @@ class Tiny:
                 walks,
                 Redness(),
                 group_size=4,
+                shared_start=False,
                 steps_of_round=lambda index: range(2),
                 updates_per_round=2,
                 clip_range=0.05,

@@ -31,6 +31,7 @@ def grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
         tiny.walks(),
         Redness(),
         group_size=2,
+        shared_start=False,
         steps_of_round=lambda index: range(2),
         updates_per_round=1,
         clip_range=0.1,

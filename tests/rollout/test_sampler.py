@@ -129,6 +129,7 @@ def test_group_rollouts_start_on_policy(tiny: Tiny, micro_batch_size: int) -> No
         tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
         Redness(),
         group_size=4,
+        shared_start=False,
         steps_of_round=lambda index: range(2),
         updates_per_round=1,
     )
@@ -151,6 +152,7 @@ def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny)
         tiny.walks(prompts=2, micro_batch_size=3),
         Redness(),
         group_size=4,
+        shared_start=False,
         steps_of_round=lambda index: [index],
         updates_per_round=3,
     )
@@ -167,3 +169,26 @@ def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny)
     assert source.readings["reward_spread"] > 0
     tasks = [task for batch in rows for task in batch.conditioning.tasks]
     assert tasks == [PROMPTS[1].task] * 4 + [PROMPTS[2].task] * 4
+
+
+@pytest.mark.parametrize("micro_batch_size", [3, 8])
+def test_a_group_may_start_from_one_noise_and_then_parts(tiny: Tiny, micro_batch_size: int) -> None:
+    def states(shared_start: bool, step: int) -> Tensor:
+        source = GroupRollouts(
+            tiny.student,
+            tiny.backbone,
+            tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
+            Redness(),
+            group_size=4,
+            shared_start=shared_start,
+            steps_of_round=lambda index: [step],
+            updates_per_round=1,
+        )
+        (update,) = source.round(0)
+        return torch.cat([batch.latents for batch in update]).flatten(1)
+
+    start, second = states(True, 0), states(True, 1)
+    assert torch.unique(start, dim=0).shape[0] == 2, "a noise for each group"
+    assert torch.equal(start[:4], start[:1].expand(4, -1))
+    assert torch.unique(second, dim=0).shape[0] == 8, "each trajectory has steps of its own"
+    assert torch.unique(states(False, 0), dim=0).shape[0] == 8

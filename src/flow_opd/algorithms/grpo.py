@@ -20,6 +20,7 @@ def flow_grpo(
     scorer: Scorer,
     *,
     group_size: int,
+    shared_start: bool,
     steps_of_round: Callable[[int], Sequence[int]],
     updates_per_round: int,
     clip_range: float,
@@ -38,6 +39,7 @@ def flow_grpo(
         walks,
         scorer,
         group_size=group_size,
+        shared_start=shared_start,
         steps_of_round=steps_of_round,
         updates_per_round=updates_per_round,
     )

@@ -46,6 +46,8 @@ class TeacherSettings(Settings):
     """How trajectories are drawn."""
     group_size: Annotated[int, Field(ge=2)] = 16
     """Images of each prompt; the advantage compares them with each other."""
+    shared_start: bool = False
+    """Images of a group start from the same noise, so that they differ by what the policy did alone."""
     groups_per_round: PositiveInt = 8
     """Prompts per round."""
     updates_per_round: PositiveInt = 1

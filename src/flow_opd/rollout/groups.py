@@ -26,6 +26,7 @@ class GroupRollouts:
         scorer: Scorer,
         *,
         group_size: int,
+        shared_start: bool,
         steps_of_round: Callable[[int], Sequence[int]],
         updates_per_round: int,
     ) -> None:
@@ -37,6 +38,7 @@ class GroupRollouts:
             walks: how to walk; each prompt of a round starts a group.
             scorer: the teacher's reward.
             group_size: images per prompt.
+            shared_start: whether the images of a group start from the same noise.
             steps_of_round: round index -> stochastic steps that enter the update.
             updates_per_round: optimizer steps that share the images.
         """
@@ -45,6 +47,7 @@ class GroupRollouts:
         self.walks = walks
         self.scorer = scorer
         self.group_size = group_size
+        self.shared_start = shared_start
         self.steps_of_round = steps_of_round
         self.updates_per_round = updates_per_round
         self._readings: dict[str, float] = {}
@@ -93,5 +96,10 @@ class GroupRollouts:
             schedule=self.walks.schedule,
             dynamics=self.walks.dynamics,
             generators=[self.walks.seeder(index, row) for row in rows],
+            starts=self._starts(index, rows) if self.shared_start else None,
         )
         return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0), chosen).total
+
+    def _starts(self, index: int, rows: range) -> list[torch.Generator]:
+        """Returns generators, [B], seeded by group below 0, where no trajectory has its number."""
+        return [self.walks.seeder(index, -1 - row // self.group_size) for row in rows]

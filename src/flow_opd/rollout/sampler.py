@@ -54,6 +54,7 @@ def rollout(
     schedule: Schedule,
     dynamics: Dynamics,
     generators: Sequence[Generator],
+    starts: Sequence[Generator] | None = None,
 ) -> Rollout:
     """Returns the trajectories of `field`, one per row of `conditioning`.
 
@@ -64,8 +65,9 @@ def rollout(
         schedule: T steps; log-probabilities are kept where a step has a density.
         dynamics: turns a velocity into the Gaussian of a step.
         generators: B generators: the start, then the noise of each stochastic step.
+        starts: B generators for the start alone, where it is not to come from `generators`.
     """
-    state = draw_noise(latent_shape, generators)
+    state = draw_noise(latent_shape, starts or generators)
     states, log_probs = [state], []
     for step in range(len(schedule)):
         sigma, sigma_next, noise_level = schedule_rows(schedule, step, len(state))

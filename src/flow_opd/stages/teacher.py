@@ -54,6 +54,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         ),
         scorer,
         group_size=settings.group_size,
+        shared_start=settings.shared_start,
         steps_of_round=partial(_steps_of_round, settings),
         updates_per_round=settings.updates_per_round,
         clip_range=settings.clip_range,
