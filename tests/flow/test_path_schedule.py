@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_opd.flow.guidance import guided
-from flow_opd.flow.path import predicted_x0, shifted_uniform_sigmas, target_velocity
+from flow_opd.flow.path import logit_normal_sigmas, predicted_x0, shifted_uniform_sigmas, target_velocity
 from flow_opd.flow.schedule import make_schedule, ode_schedule
 
 
@@ -30,6 +30,14 @@ def test_shifted_sigmas_by_their_median() -> None:
     # Both ends are visited: P(sigma > .95) = P(u > .8636), P(sigma < .3) = P(u < .125).
     assert (shifted > 0.95).float().mean().item() == pytest.approx(0.1364, abs=0.01)
     assert (shifted < 0.3).float().mean().item() == pytest.approx(0.125, abs=0.01)
+
+
+def test_logit_normal_sigmas_prefer_the_middle() -> None:
+    sigmas = logit_normal_sigmas(20_001, generator=torch.Generator().manual_seed(0))
+    assert sigmas.median().item() == pytest.approx(0.5, abs=0.01)
+    # P(.27 < sigma < .73) = P(|normal| < 1)
+    middle = (sigmas > 0.26894) & (sigmas < 0.73106)
+    assert middle.float().mean().item() == pytest.approx(0.6827, abs=0.01)
 
 
 def test_a_window_of_stochastic_steps() -> None:

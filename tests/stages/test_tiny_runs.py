@@ -142,10 +142,10 @@ def test_generate_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> No
 
 
 def test_build_goes_through_every_part(tmp_path: Path) -> None:
-    parts = ["vae", "base"]
+    parts = ["vae", "base", "refine"]
     settings = [
         "pictures=96",
-        "parts=[vae, base]",
+        "parts=[vae, base, refine]",
         *(f"{part}.{key}" for part in parts for key in ("steps=20", "batch_size=4")),
     ]
     command = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from flow_opd.config.base import Name, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from flow_opd.config.common import CheckpointSettings, RunSettings
+
+Part = Literal["vae", "base", "refine", "deqa", "pickscore"]
 
 
 class PartSettings(Settings):
@@ -26,22 +28,19 @@ class MiniatureSettings(Settings):
 
     run: RunSettings
     """Run folder and seed."""
-    parts: Annotated[tuple[Literal["vae", "base", "deqa", "pickscore"], ...], Field(min_length=1)] = (
-        "vae",
-        "base",
-        "deqa",
-        "pickscore",
-    )
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = get_args(Part)
     """What is built, in this order; a part that another one needs is built with it."""
     pictures: PositiveInt = 120_000
     """Captioned pictures that VAE and base learn from."""
     vae: PartSettings = PartSettings(steps=1500, batch_size=48)
     """The image autoencoder."""
-    base: PartSettings = PartSettings(steps=9000)
+    base: PartSettings = PartSettings(steps=8000)
     """The velocity network, with its text encoders."""
-    deqa: PartSettings = PartSettings(steps=3000)
+    refine: PartSettings = PartSettings(steps=4000, learning_rate=1e-3)
+    """The same trained on, more often at middle noise levels; the result is the shipped base."""
+    deqa: PartSettings = PartSettings(steps=4000)
     """The quality model."""
-    pickscore: PartSettings = PartSettings(steps=3000)
+    pickscore: PartSettings = PartSettings(steps=8000, batch_size=128, learning_rate=1e-3)
     """The preference model."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Saving for a resume."""

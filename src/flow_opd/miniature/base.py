@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,11 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import Parameter
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.miniature.tokenizer import build_tokenizer
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import ImageBatch, Prompt
@@ -109,6 +108,8 @@ class CaptionedLatents:
     captions: Sequence[str]  # N
     batch_size: int
     seed: int
+    purpose: str  # names the draws below the seed
+    draw_sigmas: Callable[[int, Generator], Tensor]  # (B, generator) -> noise levels, [B]
     caption_dropout: float = 0.1
 
     @property
@@ -118,7 +119,7 @@ class CaptionedLatents:
 
     def round(self, index: int) -> Iterator[list[ImageBatch]]:
         """Yields the one update of round `index`."""
-        draw = generator(self.seed, "base", index)
+        draw = generator(self.seed, self.purpose, index)
         rows = torch.randint(len(self.latents), (self.batch_size,), generator=draw)
         dropped = torch.rand(self.batch_size, generator=draw) < self.caption_dropout
         texts = [
@@ -130,7 +131,7 @@ class CaptionedLatents:
             ImageBatch(
                 x0=x0,
                 noise=torch.randn(x0.shape, generator=draw),
-                sigma=shifted_uniform_sigmas(self.batch_size, shift=SHIFT, generator=draw),
+                sigma=self.draw_sigmas(self.batch_size, draw),
                 conditioning=self.backbone.encode_prompts([Prompt(text, task="") for text in texts]),
             )
         ]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Generator, Tensor
 
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.miniature import MiniatureSettings
+from flow_opd.config.miniature import MiniatureSettings, PartSettings
 from flow_opd.files import atomic_folder
+from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
 from flow_opd.miniature.autoencoder import (
     AutoencoderLoss,
     PictureBatches,
@@ -21,7 +25,7 @@ from flow_opd.miniature.autoencoder import (
     new_autoencoder,
     set_latent_scale,
 )
-from flow_opd.miniature.base import CaptionedLatents, base_parameters, new_pipeline
+from flow_opd.miniature.base import SHIFT, CaptionedLatents, base_parameters, new_pipeline
 from flow_opd.miniature.dataset import dataset
 from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.objectives.velocity_matching import VelocityMatching
@@ -29,6 +33,8 @@ from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.stages.parts import fingerprint, loop, summarise, train_part
 from flow_opd.training.trainer import Trainer
+
+PIPELINE = "pipeline"  # folder of a part's result, a diffusers pipeline
 
 
 def pictures(settings: MiniatureSettings) -> tuple[np.ndarray, list[str]]:
@@ -69,35 +75,68 @@ def build_autoencoder(settings: MiniatureSettings) -> Path:
 
 
 def build_base(settings: MiniatureSettings) -> Path:
-    """Pretrains the base by velocity matching and returns its pipeline folder, stored in float16."""
+    """Pretrains the base by velocity matching and returns its pipeline folder, stored in float16.
+
+    Noise levels are those of sampling, the highest most often: layouts and colours come first.
+    """
     folder = settings.run.out / "base"
-    finished = folder / "pipeline"
-    if finished.exists():
-        return finished
+    if not (folder / PIPELINE).exists():
+        vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
+        backbone = SD3Backbone(new_pipeline(vae, vocabulary(), seed=settings.run.seed), max_sequence_length=0)
+        _train_base(settings, "base", settings.base, backbone, partial(_sampling_sigmas, shift=SHIFT))
+    return folder / PIPELINE
+
+
+def build_refined(settings: MiniatureSettings) -> Path:
+    """Trains the base on at more of the middle noise levels, where outlines become sharp; returns it."""
+    folder = settings.run.out / "refine"
+    if not (folder / PIPELINE).exists():
+        backbone = SD3Backbone.from_pretrained(build_base(settings), max_sequence_length=0)
+        _train_base(settings, "refine", settings.refine, backbone, _middle_sigmas)
+    return folder / PIPELINE
+
+
+def _sampling_sigmas(count: int, draw: Generator, *, shift: float) -> Tensor:
+    return shifted_uniform_sigmas(count, shift=shift, generator=draw)
+
+
+def _middle_sigmas(count: int, draw: Generator) -> Tensor:
+    """Half of the levels from the middle; the others as in sampling, lest its start be forgotten."""
+    middle, others = logit_normal_sigmas(count, generator=draw), _sampling_sigmas(count, draw, shift=SHIFT)
+    return torch.where(torch.arange(count) % 2 == 0, middle, others)
+
+
+def _train_base(
+    settings: MiniatureSettings,
+    name: str,
+    part: PartSettings,
+    backbone: SD3Backbone,
+    draw_sigmas: Callable[[int, Generator], Tensor],
+) -> None:
+    """Trains the backbone's pipeline by velocity matching and saves the average into the part's folder."""
+    folder = settings.run.out / name
     images, captions = pictures(settings)
-    vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
-    pipe = new_pipeline(vae, vocabulary(), seed=settings.run.seed)
-    backbone = SD3Backbone(pipe, max_sequence_length=0)
     trainer = Trainer(
-        parameters=base_parameters(pipe),
+        parameters=base_parameters(backbone.pipe),
         source=CaptionedLatents(
             backbone=backbone,
             latents=_encode_all(backbone, images),
             captions=captions,
-            batch_size=settings.base.batch_size,
+            batch_size=part.batch_size,
             seed=settings.run.seed,
+            purpose=name,
+            draw_sigmas=draw_sigmas,
         ),
         objective=WeightedTerms(Policy(backbone), [(1.0, VelocityMatching())]),
-        settings=loop(settings.base, settings, ema_decay=0.999),
+        settings=loop(part, settings, ema_decay=0.999),
         folder=folder,
-        identity=fingerprint("base", settings.base, settings),
+        identity=fingerprint(name, part, settings),
     )
-    train_part(trainer, "base")
+    train_part(trainer, name)
     assert trainer.average is not None
-    with trainer.average.applied(), atomic_folder(finished) as staging, quiet_loading():
-        pipe.to(torch.float16).save_pretrained(staging)
+    with trainer.average.applied(), atomic_folder(folder / PIPELINE) as staging, quiet_loading():
+        backbone.pipe.to(torch.float16).save_pretrained(staging)
     summarise(trainer)
-    return finished
 
 
 def _encode_all(backbone: SD3Backbone, images: np.ndarray) -> torch.Tensor:

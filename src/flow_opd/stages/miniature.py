@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import atomic_folder
-from flow_opd.stages.base_model import build_autoencoder, build_base
+from flow_opd.stages.base_model import build_autoencoder, build_base, build_refined
 from flow_opd.stages.manifest import write_manifest
 from flow_opd.stages.reward_models import build_preference, build_quality
 from flow_opd.stages.training import ADAPTER, open_run
@@ -15,10 +15,11 @@ from flow_opd.stages.training import ADAPTER, open_run
 BUILDERS = {
     "vae": build_autoencoder,
     "base": build_base,
+    "refine": build_refined,
     "deqa": build_quality,
     "pickscore": build_preference,
 }
-SHIPPED = {"base": "base", "deqa": "rewards/deqa", "pickscore": "rewards/pickscore"}  # part -> asset
+SHIPPED = {"refine": "base", "deqa": "rewards/deqa", "pickscore": "rewards/pickscore"}  # part -> asset
 TEACHERS = "teachers"  # folder of the teachers' runs below the run folder, and of their adapters as assets
 
 
