@@ -36,7 +36,7 @@ class MiniatureSettings(Settings):
     """The image autoencoder."""
     base: PartSettings = PartSettings(steps=8000)
     """The velocity network, with its text encoders."""
-    refine: PartSettings = PartSettings(steps=4000, learning_rate=1e-3)
+    refine: PartSettings = PartSettings(steps=14000, learning_rate=1.5e-3)
     """The same trained on, more often at middle noise levels; the result is the shipped base."""
     deqa: PartSettings = PartSettings(steps=4000)
     """The quality model."""
