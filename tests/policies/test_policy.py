@@ -83,7 +83,7 @@ def test_routed_rows_are_each_teachers_own(tiny: Tiny, here: tuple[Tensor, Tenso
             own = (shapes if prompt.task == SHAPE else signs).field
             one = [row]
             alone = own.velocity(here[0][one], here[1][one], here[2].rows(one))
-            torch.testing.assert_close(found[one], alone, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[one], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_without_rows_is_not_called(tiny: Tiny, here: tuple[Tensor, Tensor, Conditioning]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flow_opd.backbones.quiet import quiet_loading
@@ -54,39 +56,11 @@ class SD3Backbone:
         """Loads a diffusers folder or hub id; a base without T5 is recognised by its own index.
 
         Raises:
-            ConfigError: if a local folder is not a Stable Diffusion 3 pipeline.
+            ConfigError: if it is not a Stable Diffusion 3 pipeline, or a file of it is missing or damaged.
         """
-        absent = {}
-        index_file = Path(path) / "model_index.json"
-        if index_file.exists():
-            index = json.loads(index_file.read_text())
-            if index.get("_class_name") != "StableDiffusion3Pipeline":
-                raise ConfigError(
-                    explain(
-                        f"the base in {path} is not a Stable Diffusion 3 pipeline",
-                        value=index.get("_class_name"),
-                        allowed="a folder whose model_index.json names StableDiffusion3Pipeline",
-                        fix="point base.path at such a folder",
-                    )
-                )
-            # A pipeline saved without T5 refuses to load unless it is told so again.
-            absent = {
-                part: None
-                for part in ("text_encoder_3", "tokenizer_3")
-                if index.get(part) in (None, [None, None])
-            }
-        elif Path(path).exists():
-            raise ConfigError(
-                explain(
-                    "the base is not a diffusers folder",
-                    value=str(path),
-                    allowed="a folder with a model_index.json, or a hub id",
-                    fix="point base.path at the folder that save_pretrained wrote",
-                )
-            )
-        with quiet_loading():
+        with quiet_loading(), _told_as_config_error(path):
             pipe = StableDiffusion3Pipeline.from_pretrained(
-                path, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **absent
+                path, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **_absent(path)
             )
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
@@ -143,3 +117,49 @@ class SD3Backbone:
         """Returns the scheduler's own grid, [num_steps + 1], from 1 to 0, shift included."""
         self.pipe.scheduler.set_timesteps(num_steps, device="cpu")
         return self.pipe.scheduler.sigmas.float().clone()
+
+
+def _absent(path: str | Path) -> dict[str, None]:
+    """Returns the parts that a local folder was saved without: it refuses to load unless told so again."""
+    file = Path(path) / "model_index.json"
+    if not file.exists():
+        if not Path(path).exists():
+            return {}
+        raise ConfigError(
+            explain(
+                "the base is not a diffusers folder",
+                value=str(path),
+                allowed="a folder with a model_index.json, or a hub id",
+                fix="point base.path at the folder that save_pretrained wrote",
+            )
+        )
+    index = json.loads(file.read_text())
+    if index.get("_class_name") != "StableDiffusion3Pipeline":
+        raise ConfigError(
+            explain(
+                f"the base in {path} is not a Stable Diffusion 3 pipeline",
+                value=index.get("_class_name"),
+                allowed="a folder whose model_index.json names StableDiffusion3Pipeline",
+                fix="point base.path at such a folder",
+            )
+        )
+    optional = ("text_encoder_3", "tokenizer_3")
+    return {part: None for part in optional if index.get(part) in (None, [None, None])}
+
+
+@contextmanager
+def _told_as_config_error(path: str | Path) -> Iterator[None]:
+    """Turns what the libraries raise over missing or damaged files into one message that names the base."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as damage:
+        raise ConfigError(
+            explain(
+                f"the base cannot be loaded ({type(damage).__name__}: {str(damage).strip()[:300]})",
+                value=str(path),
+                allowed="a complete diffusers folder in safetensors, or a hub id that can be reached",
+                fix="correct base.path, or copy or download the base again",
+            )
+        ) from damage

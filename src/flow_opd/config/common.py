@@ -105,6 +105,26 @@ class SamplingSettings(Settings):
                     "raise the noise level, or set dynamics to 'ode'",
                 )
             )
+        if self.dynamics == "cps" and self.noise_level > 1:
+            problems.append(
+                Problem(
+                    ("noise_level",),
+                    "CPS takes its noise from the noise that is there, so it cannot add more than all of it",
+                    self.noise_level,
+                    "0 < noise_level <= 1",
+                    "lower the noise level, or use dynamics 'sde'",
+                )
+            )
+        if self.dynamics == "cps" and self.stochastic_range() == (self.num_steps - 1, self.num_steps):
+            problems.append(
+                Problem(
+                    ("stochastic_steps",),
+                    "the last step of CPS adds no noise",
+                    self.stochastic_steps,
+                    "a window with an earlier step in it",
+                    "move the window",
+                )
+            )
         refuse(problems)
         return self
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flow_opd.config.base import Settings
-from flow_opd.config.common import RunSettings
+from flow_opd.config.base import PositiveInt, Settings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+
+
+class DemoRunSettings(Settings):
+    """Where the results go; the seeds are those of the distillation and of the evaluation."""
+
+    out: Path
+    """Run folder; it is made if absent."""
+    threads: PositiveInt | None = None
+    """Processor threads; null takes all cores."""
 
 
 class DemoSettings(Settings):
     """Distils the teachers into a student, evaluates everybody and writes the report."""
 
-    run: RunSettings
-    """Run folder, and the processor threads, of the whole demonstration."""
+    run: DemoRunSettings
+    """Run folder and processor threads of the whole demonstration."""
     distill: DistillSettings
     """The distillation; it writes into the demonstration's folder, whatever its own run.out says."""
     evaluate: EvaluateSettings

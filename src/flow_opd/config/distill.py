@@ -176,6 +176,27 @@ class DistillSettings(Settings):
                     "choose stochastic dynamics, or the objective 'direct-kl'",
                 )
             )
+        if self.updates_per_round() > self.prompts_per_round:
+            problems.append(
+                Problem(
+                    ("objective", "updates_per_round"),
+                    "more updates than trajectories in a round",
+                    self.updates_per_round(),
+                    f"1 to {self.prompts_per_round}",
+                    "lower it, or raise prompts_per_round",
+                )
+            )
+        tasks = self.teacher_of_task()
+        if self.prompts_per_round < len(tasks):
+            problems.append(
+                Problem(
+                    ("prompts_per_round",),
+                    "a round that cannot hold every task",
+                    self.prompts_per_round,
+                    f"at least {len(tasks)}, one prompt for each of {', '.join(sorted(tasks))}",
+                    "raise it",
+                )
+            )
         refuse(problems)
         return self
 

@@ -27,8 +27,8 @@ class RolesSettings(Settings):
 
     base: Name
     """Row without an adapter."""
-    student: Name
-    """Row of the distilled student."""
+    student: Name | None = None
+    """Row of the distilled student; null compares every teacher with the base instead."""
     merge: Name | None = None
     """Row of the merged cold start."""
     teachers: dict[Name, Name] = Field(default_factory=dict)
@@ -45,7 +45,7 @@ class EvaluateSettings(Settings):
     rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
     """Name -> policy, in the order of the table."""
     domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]
-    """Name -> held-out prompts; the name is the prompts' task where the file gives none."""
+    """Name -> held-out prompts; metrics count on the domains that they are named for."""
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     """Every image is scored by every reward that applies to its prompt."""
     roles: RolesSettings | None = None

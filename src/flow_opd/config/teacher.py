@@ -79,6 +79,28 @@ class TeacherSettings(Settings):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> TeacherSettings:
+        problems = self._step_problems()
+        trajectories = self.groups_per_round * self.group_size
+        if self.updates_per_round > trajectories:
+            problems.append(
+                Problem(
+                    ("updates_per_round",),
+                    "more updates than images in a round",
+                    self.updates_per_round,
+                    f"1 to {trajectories}",
+                    "lower updates_per_round",
+                )
+            )
+        problems += [
+            Problem(
+                ("rewards", index), "a reward given twice", name, "each reward once", "add up the weights"
+            )
+            for index, name in duplicates([reward.name for reward in self.rewards])
+        ]
+        refuse(problems)
+        return self
+
+    def _step_problems(self) -> list[Problem]:
         problems: list[Problem] = []
         first, stop = self.trained_range()
         if self.sampling.dynamics == "ode":
@@ -112,22 +134,14 @@ class TeacherSettings(Settings):
                     "leave the last step out",
                 )
             )
-        trajectories = self.groups_per_round * self.group_size
-        if self.updates_per_round > trajectories:
+        if self.steps_per_round is not None and self.steps_per_round > stop - first:
             problems.append(
                 Problem(
-                    ("updates_per_round",),
-                    "more updates than images in a round",
-                    self.updates_per_round,
-                    f"1 to {trajectories}",
-                    "lower updates_per_round",
+                    ("steps_per_round",),
+                    "more steps than are trained",
+                    self.steps_per_round,
+                    f"1 to {stop - first}, or null for all",
+                    "lower it",
                 )
             )
-        problems += [
-            Problem(
-                ("rewards", index), "a reward given twice", name, "each reward once", "add up the weights"
-            )
-            for index, name in duplicates([reward.name for reward in self.rewards])
-        ]
-        refuse(problems)
-        return self
+        return problems

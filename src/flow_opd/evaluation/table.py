@@ -49,12 +49,15 @@ class Roles:
     """Which row is what in the story of a distillation."""
 
     base: str
-    student: str
+    student: str | None = None  # None = the teachers themselves are judged
     merge: str | None = None
     teachers: Mapping[str, str] = field(default_factory=dict)  # domain -> row
 
     def pairs(self) -> list[tuple[str, str]]:
         """Returns the differences worth telling: along base, merge, student, then to the teachers."""
+        if self.student is None:
+            others = [self.merge] if self.merge is not None else []
+            return [(name, self.base) for name in (*self.teachers.values(), *others)]
         pairs = [(self.student, self.base)]
         if self.merge is not None:
             pairs += [(self.student, self.merge), (self.merge, self.base)]
@@ -115,7 +118,7 @@ def build_results(
     Args:
         scores: row name -> domain -> metric -> scores, in the order of the table. A row may lack domains. A
             metric that judged no image of a domain that is not its own gets no cell there.
-        roles: names of rows; those of base and student must be in `scores`.
+        roles: names of rows, all of which must be in `scores`.
         wall_seconds: time that the run took, seconds.
         peak_rss_mb: most memory that the process held, MiB.
 
@@ -212,7 +215,9 @@ def _retention(
     measured: Mapping[str, ScoresByDomain], roles: Roles, bootstrap: Bootstrap, metrics: Sequence[Metric]
 ) -> dict[str, Retention]:
     """Retained gain per domain that has a teacher, on the domain's metric of the average score."""
-    kept = {}
+    kept: dict[str, Retention] = {}
+    if roles.student is None:
+        return kept
     for metric in metrics:
         rows = (roles.base, roles.teachers.get(metric.domain), roles.student)
         if metric.divisor is None or any(

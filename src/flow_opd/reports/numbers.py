@@ -54,7 +54,10 @@ def cell_of(row: Row, metric: str) -> Cell | None:
 
 def headline(results: Results) -> str:
     """Returns the result in one or two sentences: the gain over the base, over merging, and what is kept."""
-    roles, student = results.roles, results.row(results.roles.student)
+    roles = results.roles
+    if roles.student is None:
+        return f"{len(results.rows)} policies on the same prompts and seeds."
+    student = results.row(roles.student)
     base = results.row(roles.base)
     gain = results.difference((roles.student, roles.base), "average")
     if student is None or base is None or student.average is None or base.average is None or gain is None:

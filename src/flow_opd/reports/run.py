@@ -63,7 +63,7 @@ class Roles(Part):
     """Which row is what."""
 
     base: str
-    student: str
+    student: str | None = None
     merge: str | None = None
     teachers: dict[str, str] = Field(default_factory=dict)
 

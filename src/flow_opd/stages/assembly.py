@@ -114,7 +114,7 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
     relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
-    relevant["files"] = [_content(file) for file in files]
+    relevant["files"] = [content(file) for file in files]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -125,7 +125,8 @@ def _weights(folder: Path) -> dict[str, int]:
     }
 
 
-def _content(path: Path) -> list[str]:
+def content(path: Path) -> list[str]:
+    """Returns the hashes of a file, or of all files below a folder."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     return [sha256(file) for file in files]
 

@@ -31,7 +31,7 @@ from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
-from flow_opd.stages.parts import fingerprint, loop, summarise, train_part
+from flow_opd.stages.parts import SUMMARY, fingerprint, is_finished, loop, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 PIPELINE = "pipeline"  # folder of a part's result, a diffusers pipeline
@@ -40,11 +40,12 @@ PIPELINE = "pipeline"  # folder of a part's result, a diffusers pipeline
 def pictures(settings: MiniatureSettings) -> tuple[np.ndarray, list[str]]:
     """Returns the training set, [N, 32, 32, 3] uint8 and N captions; drawn once and kept on disk."""
     folder = settings.run.out / "data"
-    if not folder.exists():
+    if not is_finished(folder, "data", settings):
         samples = dataset(settings.run.seed, 0, settings.pictures, workers=os.cpu_count() or 1)
         with atomic_folder(folder) as staging:
             np.save(staging / "pictures.npy", samples.images)
             (staging / "captions.json").write_text(json.dumps(samples.captions))
+            (staging / SUMMARY).write_text(json.dumps({"identity": fingerprint("data", settings)}))
     return np.load(folder / "pictures.npy", mmap_mode="r"), json.loads((folder / "captions.json").read_text())
 
 
@@ -52,7 +53,7 @@ def build_autoencoder(settings: MiniatureSettings) -> Path:
     """Trains the VAE and returns its diffusers folder."""
     folder = settings.run.out / "vae"
     finished = folder / "model"
-    if finished.exists():
+    if is_finished(folder, "vae", settings):
         return finished
     images, _ = pictures(settings)
     vae = new_autoencoder(settings.run.seed)
@@ -62,7 +63,7 @@ def build_autoencoder(settings: MiniatureSettings) -> Path:
         objective=AutoencoderLoss(vae),
         settings=loop(settings.vae, settings, ema_decay=0.99),
         folder=folder,
-        identity=fingerprint("vae", settings.vae, settings),
+        identity=fingerprint("vae", settings),
     )
     train_part(trainer, "autoencoder")
     assert trainer.average is not None
@@ -80,7 +81,7 @@ def build_base(settings: MiniatureSettings) -> Path:
     Noise levels are those of sampling, the highest most often: layouts and colours come first.
     """
     folder = settings.run.out / "base"
-    if not (folder / PIPELINE).exists():
+    if not is_finished(folder, "base", settings):
         vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
         backbone = SD3Backbone(new_pipeline(vae, vocabulary(), seed=settings.run.seed), max_sequence_length=0)
         _train_base(settings, "base", settings.base, backbone, partial(_sampling_sigmas, shift=SHIFT))
@@ -90,7 +91,7 @@ def build_base(settings: MiniatureSettings) -> Path:
 def build_refined(settings: MiniatureSettings) -> Path:
     """Trains the base on at more of the middle noise levels, where outlines become sharp; returns it."""
     folder = settings.run.out / "refine"
-    if not (folder / PIPELINE).exists():
+    if not is_finished(folder, "refine", settings):
         backbone = SD3Backbone.from_pretrained(build_base(settings), max_sequence_length=0)
         _train_base(settings, "refine", settings.refine, backbone, _middle_sigmas)
     return folder / PIPELINE
@@ -130,7 +131,7 @@ def _train_base(
         objective=WeightedTerms(Policy(backbone), [(1.0, VelocityMatching())]),
         settings=loop(part, settings, ema_decay=0.999),
         folder=folder,
-        identity=fingerprint(name, part, settings),
+        identity=fingerprint(name, settings),
     )
     train_part(trainer, name)
     assert trainer.average is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from flow_opd.config.demo import DemoSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.stages.distill import distill
 from flow_opd.stages.evaluate import evaluate
-from flow_opd.stages.training import open_run
+from flow_opd.stages.training import TRAINING, open_run
 
 RUN_PREFIX = "run:"
 
@@ -17,9 +18,11 @@ RUN_PREFIX = "run:"
 def run(settings: DemoSettings, *, resume: bool) -> Path:
     """Runs the whole method and returns the run folder."""
     started = time.monotonic()
-    folder = open_run(settings, settings.run, resume=resume)
-    distill(settings.distill, folder)
-    return evaluate(_here(settings.evaluate, folder), folder, resume=resume, started=started)
+    folder = open_run(settings.run)
+    distill(settings.distill, folder, config=settings, resume=resume)
+    trained: float = json.loads((folder / TRAINING).read_text())["seconds"]  # over all resumes
+    spent = max(trained, time.monotonic() - started)
+    return evaluate(_here(settings.evaluate, folder), folder, config=settings, resume=resume, spent=spent)
 
 
 def _here(settings: EvaluateSettings, folder: Path) -> EvaluateSettings:

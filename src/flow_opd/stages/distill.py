@@ -8,6 +8,7 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import locate
@@ -27,7 +28,15 @@ from flow_opd.stages.assembly import (
     prompt_files,
 )
 from flow_opd.stages.merge import merge_by, print_report
-from flow_opd.stages.training import ADAPTER, STUDENT, open_run, save_student, train
+from flow_opd.stages.training import (
+    ADAPTER,
+    STUDENT,
+    open_run,
+    record,
+    resume_or_restart,
+    save_student,
+    train,
+)
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import LoopSettings, Trainer
 
@@ -37,16 +46,24 @@ ANCHOR = "anchor"
 
 def run(settings: DistillSettings, *, resume: bool) -> Path:
     """Distils the teachers into one LoRA and returns the run folder; the result is in its `adapter`."""
-    return distill(settings, open_run(settings, settings.run, resume=resume))
+    return distill(settings, open_run(settings.run), config=settings, resume=resume)
 
 
-def distill(settings: DistillSettings, folder: Path) -> Path:
-    """Distils into `folder`, from its newest checkpoint on, and returns it."""
+def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume: bool) -> Path:
+    """Distils into `folder` and returns it.
+
+    Args:
+        settings: of the distillation.
+        folder: the run folder.
+        config: what is written as the run's config.yaml, once nothing has been refused.
+        resume: goes on from the newest checkpoint.
+    """
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     backbone = load_backbone(settings.base)
-    bank = _bank(settings, backbone, folder)
+    bank = _bank(settings, backbone)
+    start = bank.weights(STUDENT)
     groups = PromptGroups(
         prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
     )
@@ -68,12 +85,15 @@ def distill(settings: DistillSettings, folder: Path) -> Path:
         folder=folder,
         identity=fingerprint(settings, settings.base, _files(settings)),
     )
+    resume_or_restart(trainer, resume=resume)
+    record(config, folder)
+    start.write(folder / COLD_START, settings.base.path)
     train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: SD3Backbone, folder: Path) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: SD3Backbone) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
@@ -93,7 +113,6 @@ def _bank(settings: DistillSettings, backbone: SD3Backbone, folder: Path) -> Ada
         merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
         print_report(report, [teacher.name for teacher in settings.teachers])
         bank.put(STUDENT, merged)
-    bank.save(STUDENT, folder / COLD_START, base_model=settings.base.path)
     bank.train(STUDENT)
     return bank
 

@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.locations import locate
+from flow_opd.config.locations import locate, locate_model
 from flow_opd.evaluation.images import Camera, Sheet
 from flow_opd.evaluation.intervals import Scores
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
@@ -29,8 +31,8 @@ from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
-from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
-from flow_opd.stages.training import open_run
+from flow_opd.stages.assembly import build_reward, content, load_backbone, load_prompts, reward_files
+from flow_opd.stages.training import open_run, record
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
 
@@ -49,12 +51,22 @@ def run(settings: EvaluateSettings, *, resume: bool) -> Path:
 
     Finished cells of the table are kept in `scores/`: a killed evaluation goes on where it stood.
     """
-    return evaluate(settings, open_run(settings, settings.run, resume=resume), resume=resume)
+    return evaluate(settings, open_run(settings.run), config=settings, resume=resume)
 
 
-def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started: float | None = None) -> Path:
-    """Evaluates into `folder` and returns it; `started` (monotonic seconds) begins the wall time earlier."""
-    begun = time.monotonic() if started is None else started
+def evaluate(
+    settings: EvaluateSettings, folder: Path, *, config: Settings, resume: bool, spent: float = 0.0
+) -> Path:
+    """Evaluates into `folder` and returns it.
+
+    Args:
+        settings: of the evaluation.
+        folder: the run folder.
+        config: what is written as the run's config.yaml, once nothing has been refused.
+        resume: keeps the cells of the table that are finished already.
+        spent: seconds that the run has taken before.
+    """
+    begun = time.monotonic()
     sheets = {
         name: Sheet(name, tuple(load_prompts([file])), settings.seeds)
         for name, file in settings.domains.items()
@@ -62,13 +74,14 @@ def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started:
     rewards = [build_reward(spec) for spec in settings.rewards]
     backbone = load_backbone(settings.base)
     policies = _policies(settings, backbone)
+    record(config, folder)
     camera = Camera(
         backbone,
         sigmas=backbone.sigmas(settings.num_steps),
         batch_size=settings.batch_size,
         seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
     )
-    scores = _score_rows(settings, folder, camera, policies, sheets, rewards, resume=resume)
+    scores, kept = _score_rows(settings, folder, camera, policies, sheets, rewards, resume=resume)
     pictures = _pictures(settings, camera, policies, sheets)
     save_pictures(pictures, folder / "images")
     if pictures.rows:
@@ -88,7 +101,7 @@ def evaluate(settings: EvaluateSettings, folder: Path, *, resume: bool, started:
         scores,
         roles=_roles(settings),
         protocol=card,
-        wall_seconds=round(time.monotonic() - begun, 1),
+        wall_seconds=round(spent + kept + time.monotonic() - begun, 1),
         peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
     finish(folder, results)
@@ -135,10 +148,12 @@ def _score_rows(
     rewards: list[Reward],
     *,
     resume: bool,
-) -> dict[str, dict[str, dict[str, Scores]]]:
+) -> tuple[dict[str, dict[str, dict[str, Scores]]], float]:
+    """Returns row -> domain -> metric -> scores, and the seconds that the cells kept had once taken."""
     total = sum(len(sheets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
     bar = ProgressBar("evaluation", total_steps=total, show=())
-    done = 0
+    done, kept = 0, 0.0
+    judges = _judges(settings)
     scores: dict[str, dict[str, dict[str, Scores]]] = {}
 
     def advance(images: int) -> None:
@@ -149,19 +164,31 @@ def _score_rows(
     for name in settings.rows:
         for domain in settings.domains_of(name):
             cell = folder / "scores" / f"{name}.{domain}.json"
-            key = _cell_key(settings, name, domain)
-            table = _finished_cell(cell, key) if resume else None
-            if table is None:
+            key = _cell_key(settings, name, domain, judges)
+            bar.rename(f"{name} on {domain}")
+            stored = _finished_cell(cell, key) if resume else None
+            if stored is None:
+                started = time.monotonic()
                 table = camera.score(policies[name], sheets[domain], rewards, on_batch=advance)
-                write_json(cell, {"key": key, "scores": table})
+                seconds = round(time.monotonic() - started, 1)
+                write_json(cell, {"key": key, "seconds": seconds, "scores": table})
             else:
+                table, seconds = stored["scores"], stored["seconds"]
+                kept += seconds
                 advance(len(sheets[domain].shots()))
             scores.setdefault(name, {})[domain] = _as_scores(table, sheets[domain])
     bar.on_end()
-    return scores
+    return scores, kept
 
 
-def _cell_key(settings: EvaluateSettings, row: str, domain: str) -> str:
+def _judges(settings: EvaluateSettings) -> list[str]:
+    """Returns the hashes of the base's weights and of the rewards' own files, as far as they are local."""
+    base = Path(locate_model(settings.base.path, key="base.path"))
+    files = [*sorted(base.rglob("*.safetensors")), *reward_files(settings.rewards)]
+    return [digest for file in files for digest in content(file)]
+
+
+def _cell_key(settings: EvaluateSettings, row: str, domain: str, judges: list[str]) -> str:
     """Returns a hash of everything that a cell of the table depends on."""
     spec = settings.rows[row]
     adapter = None
@@ -169,6 +196,7 @@ def _cell_key(settings: EvaluateSettings, row: str, domain: str) -> str:
         adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
     parts = {
         "base": settings.base.model_dump(mode="json"),
+        "judges": judges,
         "adapter": adapter,
         "guidance": spec.guidance_scale,
         "prompts": sha256(locate(settings.domains[domain].path)),
@@ -180,11 +208,11 @@ def _cell_key(settings: EvaluateSettings, row: str, domain: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished_cell(cell: Path, key: str) -> dict[str, list[float | None]] | None:
+def _finished_cell(cell: Path, key: str) -> dict[str, Any] | None:
     if not cell.exists():
         return None
     stored = json.loads(cell.read_text())
-    return stored["scores"] if stored["key"] == key else None
+    return stored if stored["key"] == key else None
 
 
 def _as_scores(table: Mapping[str, list[float | None]], sheet: Sheet) -> dict[str, Scores]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -12,7 +13,9 @@ from rich.console import Console
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.generate import GenerateSettings
 from flow_opd.config.locations import locate
+from flow_opd.files import write_bytes
 from flow_opd.policies.policy import Policy
+from flow_opd.reports.grid import png_bytes
 from flow_opd.rollout.sampler import generate_latents
 from flow_opd.stages.assembly import load_backbone
 from flow_opd.stages.training import open_run
@@ -26,7 +29,7 @@ SMALLEST_SIDE = (
 
 def run(settings: GenerateSettings, *, resume: bool) -> Path:
     """Writes one PNG per prompt and seed and returns the folder."""
-    folder = open_run(settings, settings.run, resume=resume)
+    folder = open_run(settings.run)
     backbone = load_backbone(settings.base)
     bank = AdapterBank(backbone)
     adapter = None
@@ -49,7 +52,7 @@ def run(settings: GenerateSettings, *, resume: bool) -> Path:
             images = backbone.decode_latents(latents)
         for seed, image in zip(seeds, images, strict=True):
             file = folder / f"{_slug(text)}-{seed}.png"
-            _picture(image).save(file)
+            write_bytes(file, png_bytes(np.asarray(_picture(image))))
             console.print(f"{text!r}, seed {seed}: {file}", highlight=False)
     return folder
 

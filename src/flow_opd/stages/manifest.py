@@ -12,6 +12,8 @@ import yaml
 
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import sha256, write_json
+from flow_opd.stages.parts import SUMMARY
+from flow_opd.stages.training import TRAINING
 
 POINTS = 40  # of a curve; each is the mean over as many log lines as fall to it
 DIGITS = 4  # significant ones of a point
@@ -41,7 +43,7 @@ def write_manifest(
 
 
 def _part(folder: Path, name: str, settings: MiniatureSettings) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / SUMMARY).read_text())
     batch: int = settings.model_dump()[name]["batch_size"]
     return {**summary, "samples": summary["steps"] * batch, "curves": _curves(folder, ("loss",))}
 
@@ -52,7 +54,7 @@ def _teacher(folder: Path) -> dict[str, Any]:
     return {
         "command": f"flow-opd teacher asset:configs/teachers/{folder.name}.yaml",
         "seed": settings["run"]["seed"],
-        **json.loads((folder / "training.json").read_text()),
+        **json.loads((folder / TRAINING).read_text()),
         "samples": images,
         "curves": _curves(folder, ("reward", "reference_kl")),
     }

@@ -20,14 +20,15 @@ from flow_opd.config.merge import (
     TIESMergeSettings,
 )
 from flow_opd.files import write_json
-from flow_opd.stages.training import ADAPTER, open_run
+from flow_opd.stages.training import ADAPTER, open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:
     """Writes the merged adapter and merge.json (what was kept of each) and returns the run folder."""
-    folder = open_run(settings, settings.run, resume=resume)
+    folder = open_run(settings.run)
     loras = [LoraWeights.read(locate(each.adapter, key="adapters.adapter")) for each in settings.adapters]
     merged, report = merge_by(settings.method, loras, settings.weights(), seed=settings.run.seed)
+    record(settings, folder)
     merged.write(folder / ADAPTER, settings.base.path)
     write_json(folder / "merge.json", asdict(report))
     print_report(report, [each.name for each in settings.adapters])

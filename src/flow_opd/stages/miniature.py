@@ -9,8 +9,9 @@ from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import atomic_folder
 from flow_opd.stages.base_model import build_autoencoder, build_base, build_refined
 from flow_opd.stages.manifest import write_manifest
+from flow_opd.stages.parts import is_finished
 from flow_opd.stages.reward_models import build_preference, build_quality
-from flow_opd.stages.training import ADAPTER, open_run
+from flow_opd.stages.training import ADAPTER, open_run, record
 
 BUILDERS = {
     "vae": build_autoencoder,
@@ -20,6 +21,7 @@ BUILDERS = {
     "pickscore": build_preference,
 }
 SHIPPED = {"refine": "base", "deqa": "rewards/deqa", "pickscore": "rewards/pickscore"}  # part -> asset
+PICTURES = ("data", "judged")  # drawn once and kept
 TEACHERS = "teachers"  # folder of the teachers' runs below the run folder, and of their adapters as assets
 
 
@@ -29,17 +31,19 @@ def run(settings: MiniatureSettings, *, resume: bool) -> Path:
     `assets/` in the run folder has the layout of the package's own assets. Teachers whose runs have finished
     below `teachers/` are gathered with them; `flow-opd teacher asset:configs/teachers/NAME.yaml` trains one.
     """
-    folder = open_run(settings, settings.run, resume=True)
-    for part in settings.parts:
-        if not resume:
+    folder = open_run(settings.run)
+    record(settings, folder)
+    if not resume:
+        for part in (*settings.parts, *PICTURES):
             shutil.rmtree(folder / part, ignore_errors=True)
+    for part in settings.parts:
         model = BUILDERS[part](settings)
         if part in SHIPPED:
             _gather(model, folder / "assets" / SHIPPED[part])
     teachers = sorted(path.parent for path in (folder / TEACHERS).glob(f"*/{ADAPTER}"))
     for teacher in teachers:
         _gather(teacher / ADAPTER, folder / "assets" / TEACHERS / teacher.name)
-    parts = {part: folder / part for part in BUILDERS if (folder / part / "summary.json").exists()}
+    parts = {part: folder / part for part in BUILDERS if is_finished(folder / part, part, settings)}
     write_manifest(folder / "assets", settings, parts, {teacher.name: teacher for teacher in teachers})
     return folder
 

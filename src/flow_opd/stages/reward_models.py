@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.stages.base_model import build_autoencoder
-from flow_opd.stages.parts import fingerprint, loop, summarise, train_part
+from flow_opd.stages.parts import SUMMARY, fingerprint, is_finished, loop, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 # Captions, with four pictures each, and how many of them pass through the VAE, which costs the most. The
@@ -40,20 +41,21 @@ DRAWN = {
 def judged(settings: MiniatureSettings, use: str, split: str) -> JudgedPictures:
     """Returns the pictures with known faults of a split; drawn once and kept on disk."""
     folder = settings.run.out / "judged" / use / split
-    if not folder.exists():
+    if not is_finished(folder, "judged", settings):
         vae = AutoencoderKL.from_pretrained(build_autoencoder(settings)).requires_grad_(False)
         count, rebuilt = DRAWN[use][split]
         differs = "all" if use == "quality" else None
         drawn = judged_pictures(settings.run.seed, split, count, vae=vae, rebuilt=rebuilt, differs=differs)
         with atomic_folder(folder) as staging:
             drawn.save(staging)
+            (staging / SUMMARY).write_text(json.dumps({"identity": fingerprint("judged", settings)}))
     return JudgedPictures.load(folder)
 
 
 def build_quality(settings: MiniatureSettings) -> Path:
     """Trains the quality model and returns its folder; summary.json beside it says how it judges."""
     finished = settings.run.out / "deqa" / "model"
-    if not finished.exists():
+    if not is_finished(finished.parent, "deqa", settings):
         net = new_quality_net(settings.run.seed)
         trainer = _trainer(
             "deqa",
@@ -76,7 +78,7 @@ def build_quality(settings: MiniatureSettings) -> Path:
 def build_preference(settings: MiniatureSettings) -> Path:
     """Trains the preference model and returns its folder; summary.json beside it says how it judges."""
     finished = settings.run.out / "pickscore" / "model"
-    if not finished.exists():
+    if not is_finished(finished.parent, "pickscore", settings):
         tokenizer = build_tokenizer(vocabulary())
         model = new_clip(tokenizer, settings.run.seed)
         part = settings.pickscore
@@ -115,5 +117,5 @@ def _trainer(
         objective=objective,
         settings=loop(part, settings, ema_decay=0.99),
         folder=settings.run.out / name,
-        identity=fingerprint(name, part, settings),
+        identity=fingerprint(name, settings),
     )

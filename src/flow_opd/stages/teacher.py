@@ -23,14 +23,14 @@ from flow_opd.stages.assembly import (
     prompt_files,
     reward_files,
 )
-from flow_opd.stages.training import STUDENT, open_run, save_student, train
+from flow_opd.stages.training import STUDENT, open_run, record, resume_or_restart, save_student, train
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 
 
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
     """Trains one LoRA on one reward and returns the run folder; the result is in its `adapter`."""
-    folder = open_run(settings, settings.run, resume=resume)
+    folder = open_run(settings.run)
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
@@ -77,6 +77,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
             settings, settings.base, [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
         ),
     )
+    resume_or_restart(trainer, resume=resume)
+    record(settings, folder)
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder

@@ -1,16 +1,16 @@
-"""What every training stage does around the loop: open the run folder, resume, watch, save the adapter."""
+"""What every stage does around its work: open the run folder, resume, watch, save the adapter."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
-from flow_opd.config.common import RunSettings
 from flow_opd.config.reader import dump
 from flow_opd.files import write_json
 from flow_opd.training.metrics import MetricsLog
@@ -19,28 +19,49 @@ from flow_opd.training.trainer import Trainer
 
 STUDENT = "student"
 ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
+TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
 
 
-def open_run(settings: Settings, run: RunSettings, *, resume: bool) -> Path:
-    """Makes the run folder, writes the resolved config.yaml and returns the folder.
+class Run(Protocol):
+    """What a stage needs to know of its run section."""
 
-    Args:
-        settings: all settings of the stage.
-        run: their run section.
-        resume: False forgets the checkpoints of an earlier run in the same folder.
-    """
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """Processor threads; None takes all cores."""
+        ...
+
+
+def open_run(run: Run) -> Path:
+    """Sets the processor threads and returns the run folder; nothing is written yet."""
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    run.out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
-    dump(settings, run.out / "config.yaml")
     return run.out
 
 
+def record(settings: Settings, folder: Path) -> None:
+    """Writes the resolved config.yaml; to be called once everything that can be refused has been built."""
+    dump(settings, folder / "config.yaml")
+
+
+def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
+    """Goes back to the newest checkpoint, or forgets all of them.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
+    """
+    if resume:
+        trainer.resume()
+    else:
+        shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
+
+
 def train(trainer: Trainer, title: str, *, show: Sequence[str], log_every: int = 1) -> None:
-    """Resumes if there is a checkpoint, then trains to the end under a progress bar and a metrics log."""
-    trainer.resume()
+    """Trains to the end under a progress bar and a metrics log, from where the trainer stands."""
     done = trainer.progress.step
     trainer.callbacks += [
         MetricsLog(trainer.folder / "metrics.jsonl", resume_step=done, every=log_every),
@@ -58,7 +79,7 @@ def save_student(trainer: Trainer, bank: AdapterBank, *, base: str) -> Path:
     else:
         bank.save(STUDENT, folder, base_model=base)
     write_json(
-        trainer.folder / "training.json",
+        trainer.folder / TRAINING,
         {"seconds": round(trainer.progress.seconds, 1), "steps": trainer.progress.step},
     )
     return folder

@@ -21,11 +21,14 @@ class EMA:
         self.settings = settings
         self.average = {name: value.detach().clone().float() for name, value in parameters.items()}
 
-    def update(self, step: int) -> None:
-        """Blends in the weights after 1-based `step`; young averages forget their start sooner."""
-        if step % self.settings.every:
+    def update(self, step: int, *, last: bool = False) -> None:
+        """Blends in the weights after 1-based `step`; young averages forget their start sooner.
+
+        The `last` step of a training counts whatever its number: no update is lost to the average.
+        """
+        if step % self.settings.every and not last:
             return
-        seen = step // self.settings.every
+        seen = -(-step // self.settings.every)
         decay = min(self.settings.decay, (1 + seen) / (10 + seen))
         with torch.no_grad():
             for name, value in self.parameters.items():

@@ -6,14 +6,15 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from flow_opd.files import write_bytes
 
 
 def save_batch(batch: Any, target: Path) -> Path:
     """Writes every tensor of a batch dataclass (nested names joined by dots) and returns the file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(_tensors(batch, "")), target)
+    write_bytes(target, save(dict(_tensors(batch, ""))))
     return target
 
 

@@ -55,6 +55,11 @@ class ProgressBar:
         if not self.console.is_terminal and (step % self.every == 0 or step == self.total):
             self.console.print(f"{self.title}: step {step}/{self.total}  {reading}", highlight=False)
 
+    def rename(self, title: str) -> None:
+        """Says from now on that `title` is worked on."""
+        self.title = title
+        self.bar.update(self.task, description=title)
+
     def on_end(self) -> None:
         """Leaves the finished bar on the screen."""
         self.bar.stop()

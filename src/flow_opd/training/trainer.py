@@ -166,7 +166,7 @@ class Trainer:
         self.optimizer.step()
         self.progress.step += 1
         if self.average:
-            self.average.update(self.progress.step)
+            self.average.update(self.progress.step, last=self.progress.step == self.settings.total_steps)
         metrics = {name: value / count for name, value in sums.items()}
         metrics |= self.source.readings
         metrics |= {"grad_norm": float(norm), "learning_rate": rate, "rows": float(count)}
