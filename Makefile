@@ -43,7 +43,7 @@ unit: $(VENV)/.installed-test
 table: install  ## The full table of the README: all rows, all domains, 500 prompts each (about 20 minutes).
 	$(BIN)/flow-opd demo asset:configs/table.yaml
 
-miniature: install  ## Builds the miniature from seeds: VAE, base, rewards, teachers (hours; resumable).
+miniature: install  ## Builds the miniature from seeds: VAE, base, rewards (hours; resumable; docs/miniature.md).
 	$(BIN)/flow-opd miniature build
 
 clean:  ## Removes .venv and caches; runs/ stays.

@@ -260,9 +260,12 @@ def test_names_that_are_taken_or_unfit(bank: AdapterBank, name: str) -> None:
 @pytest.mark.parametrize("name", ["lora", "keys", "update", "a", "default"])
 def test_names_that_clash_inside_peft_work(bank: AdapterBank, backbone: Any, inputs: Any, name: str) -> None:
     bank.add(name, LoraSettings(rank=4, alpha=8.0), 0)
+    student = velocity(backbone, inputs)
+    with bank.using(name):
+        assert not torch.equal(velocity(backbone, inputs), student)  # it is fresh
     bank.load_state(name, bank.state("student"))
     with bank.using(name):
-        assert torch.equal(velocity(backbone, inputs), velocity(backbone, inputs))
+        assert torch.equal(velocity(backbone, inputs), student)
     assert name in bank.names
 
 

@@ -162,6 +162,28 @@ def test_a_saved_folder_without_t5_comes_back(pipe: StableDiffusion3Pipeline, tm
     assert not any(p.requires_grad for p in loaded.transformer.parameters())
 
 
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("transformer/diffusion_pytorch_model.safetensors", "cut"),
+        ("text_encoder/model.safetensors", "cut"),
+        ("vae/diffusion_pytorch_model.safetensors", "gone"),
+        ("model_index.json", "cut"),
+    ],
+)
+def test_a_damaged_base_is_named(
+    pipe: StableDiffusion3Pipeline, tmp_path: Path, file: str, damage: str
+) -> None:
+    pipe.save_pretrained(tmp_path / "base")
+    target = tmp_path / "base" / file
+    content = target.read_bytes()
+    target.unlink()
+    if damage == "cut":
+        target.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"the base cannot be loaded .*/base'\. Allowed: a complete"):
+        SD3Backbone.from_pretrained(tmp_path / "base", max_sequence_length=0)
+
+
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a diffusers folder"):
         SD3Backbone.from_pretrained(tmp_path, max_sequence_length=0)

@@ -136,6 +136,13 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         (["sampling.stochastic_steps=[3, 2]"], "a window outside the steps"),
         (["sampling.num_steps=1"], "a window outside the steps"),
         (["sampling.noise_level=0"], "dynamics 'sde' without noise"),
+        (["sampling.dynamics=cps", "sampling.noise_level=1.2"], "cannot add more than all of it"),
+        (["sampling.dynamics=cps", "sampling.stochastic_steps=[9, 9]"], "the last step of CPS adds no noise"),
+        (["prompts_per_round=1"], "a round that cannot hold every task"),
+        (
+            ["objective={name: sampled-log-ratio, updates_per_round: 33}"],
+            "more updates than trajectories in a round",
+        ),
         (["sampling.guidance_scale=0.5"], "greater than or equal to 1"),
     ],
 )
@@ -154,6 +161,7 @@ def test_several_contradictions_come_at_once() -> None:
         (["sampling.dynamics=ode"], "a policy gradient needs noisy steps"),
         (["trained_steps=[0, 9]"], "trained steps that are not stochastic"),
         (["trained_steps=[2, 1]"], "trained steps that are not stochastic"),
+        (["trained_steps=[2, 4]", "steps_per_round=4"], "more steps than are trained"),
         (["sampling.dynamics=cps", "sampling.stochastic_steps=all"], "the last step of CPS adds no noise"),
         (["group_size=1"], "greater than or equal to 2"),
         (

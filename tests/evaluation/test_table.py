@@ -141,6 +141,14 @@ def test_a_metric_that_judged_nothing_off_its_domain_has_no_cell_but_on_its_own_
         results({"base": base, "student": student}, Roles("base", "student"))
 
 
+def test_without_a_student_the_teachers_are_compared_with_the_base() -> None:
+    rows: dict[str, ScoresByDomain] = {"base": evaluated(BASE, 0), "teacher": evaluated(shifted(0.1), 1)}
+    table = results(rows, Roles("base", teachers={"text": "teacher"}))
+    assert {item.pair for item in table.differences} == {("teacher", "base")}
+    assert table.retention == {}
+    assert json.loads(json.dumps(table.to_json()))["roles"]["student"] is None
+
+
 def test_a_role_without_a_row_is_refused() -> None:
     with pytest.raises(DataError, match="Did you mean 'student'"):
         results({"base": evaluated(BASE, 0), "student": evaluated(BASE, 1)}, Roles("base", "studnet"))

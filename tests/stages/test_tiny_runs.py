@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flow_opd.config.locations import asset_folder
+from flow_opd.rewards.quality_net import QualityNet
 
 BUILT = all(
     (asset_folder() / name).exists() for name in ("base", "teachers", "rewards/deqa", "rewards/pickscore")
@@ -68,6 +70,47 @@ def test_teacher_trains_and_resumes(tmp_path: Path) -> None:
     before = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     succeeds(*command, cwd=tmp_path)  # finished: nothing left to train
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    command = [
+        "distill",
+        "asset:configs/distill.yaml",
+        *("--out", "student", "--set", "run.rounds=1", "--set", "prompts_per_round=4", *SHORT_WALK),
+    ]
+    succeeds(*command, cwd=tmp_path)
+    files = [path for path in sorted((tmp_path / "student").rglob("*")) if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    assert tmp_path / "student" / "config.yaml" in before
+    assert "other settings" in refused(*command, "--set", "anchor.weight=0.5", cwd=tmp_path)
+    assert {path: path.read_bytes() for path in files} == before
+    succeeds("generate", "a red circle", "--out", "student", "--set", "num_steps=1", cwd=tmp_path)
+    assert {path: path.read_bytes() for path in files} == before, "pictures may go into a run folder"
+
+
+def test_teachers_are_evaluated_and_what_changed_is_scored_again(tmp_path: Path) -> None:
+    judge = tmp_path / "deqa"
+    shutil.copytree(asset_folder() / "rewards" / "deqa", judge)
+    command = [
+        "evaluate",
+        "asset:configs/evaluate.yaml",
+        *("--out", "table", "--set", "num_steps=1", "--set", "grid_prompts=0"),
+        *("--set", f"rewards=[{{name: deqa, path: {judge}}}]", "--set", "domains.quality.limit=2"),
+        *("--set", "domains={quality: {path: asset:prompts/test/quality.jsonl, limit: 2}}"),
+        *("--set", "roles={base: base, teachers: {quality: quality teacher}}"),
+    ]
+    succeeds(*command, cwd=tmp_path)
+    cell = tmp_path / "table" / "scores" / "base.quality.json"
+    first = json.loads(cell.read_text())
+    differences = json.loads((tmp_path / "table" / "results.json").read_text())["differences"]
+    assert {tuple(one["pair"]) for one in differences} == {("quality teacher", "base")}
+    cell.write_text(json.dumps({**first, "seconds": 1000.0}))
+    succeeds(*command, cwd=tmp_path)
+    results = json.loads((tmp_path / "table" / "results.json").read_text())
+    assert results["wall_seconds"] > 1000, "a cell that was kept has taken its time once"
+    QualityNet().save(judge)
+    succeeds(*command, cwd=tmp_path)
+    assert json.loads(cell.read_text())["scores"] != first["scores"], "another judge, other scores"
 
 
 def test_merge_reports_what_was_kept(tmp_path: Path) -> None:
@@ -162,6 +205,13 @@ def test_build_goes_through_every_part(tmp_path: Path) -> None:
     assert [step for step, _ in manifest["parts"]["base"]["curves"]["loss"]] == [10, 20]
     assert any(name.startswith("base/transformer") for name in manifest["sha256"])
     assert (tmp_path / "build/assets/base/model_index.json").exists()
+    before = (tmp_path / "build/assets/manifest.json").read_bytes()
+    assert "'base' was built under other settings" in refused(
+        *command, "--set", "base.steps=21", cwd=tmp_path
+    )
+    assert "'vae' was built" in refused(*command, "--set", "vae.steps=21", cwd=tmp_path)
+    succeeds(*command, cwd=tmp_path)  # finished: nothing is built again
+    assert (tmp_path / "build/assets/manifest.json").read_bytes() == before
 
 
 # What users get wrong.

@@ -40,6 +40,17 @@ def test_the_average_by_hand() -> None:
     assert late.average["w"].item() == pytest.approx(8.0)  # .5 * 6 + .5 * 10
 
 
+def test_the_last_step_counts_whatever_its_number() -> None:
+    weight = Parameter(torch.tensor([0.0]))
+    average = EMA({"w": weight}, EMASettings(decay=0.9, every=8))
+    with torch.no_grad():
+        weight.fill_(11.0)
+    average.update(1)
+    assert average.average["w"].item() == 0.0
+    average.update(2, last=True)  # decay min(.9, 2/11)
+    assert average.average["w"].item() == pytest.approx(9.0)
+
+
 def test_the_average_is_lent_and_given_back() -> None:
     weight = Parameter(torch.tensor([1.0]))
     average = EMA({"w": weight}, EMASettings())

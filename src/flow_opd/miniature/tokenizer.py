@@ -14,8 +14,8 @@ MAX_TEXT_TOKENS = 16  # start and end included; text tokens cost as much as imag
 def build_tokenizer(words: Sequence[str], *, max_length: int = MAX_TEXT_TOKENS) -> CLIPTokenizer:
     """Returns a byte-level BPE tokenizer whose merges come from `words` alone.
 
-    Every word of the list becomes a single token; any other string (the word on a sign) falls apart
-    into letters, which is what spelling needs.
+    Every word of the list becomes a single token; nearly every other string (the word on a sign) falls
+    apart into letters, which is what spelling needs (docs/LOG.md, entry 1, counts the exceptions).
 
     Args:
         words: lower-case vocabulary of the captions, without the words on signs.

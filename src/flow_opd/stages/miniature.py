@@ -32,6 +32,9 @@ def run(settings: MiniatureSettings, *, resume: bool) -> Path:
     below `teachers/` are gathered with them; `flow-opd teacher asset:configs/teachers/NAME.yaml` trains one.
     """
     folder = open_run(settings.run)
+    if resume:
+        for part in BUILDERS:
+            is_finished(folder / part, part, settings)  # refuses before anything is written
     record(settings, folder)
     if not resume:
         for part in (*settings.parts, *PICTURES):
