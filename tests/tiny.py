@@ -192,6 +192,8 @@ class Tiny:
                 group_size=4,
                 shared_start=False,
                 steps_of_round=lambda index: range(2),
+                drawn_from=(),
+                balanced_steps=False,
                 updates_per_round=2,
                 clip_range=0.05,
                 advantage_clip=5.0,

@@ -33,6 +33,8 @@ def grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
         group_size=2,
         shared_start=False,
         steps_of_round=lambda index: range(2),
+        drawn_from=(),
+        balanced_steps=False,
         updates_per_round=1,
         clip_range=0.1,
         advantage_clip=5.0,

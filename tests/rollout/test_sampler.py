@@ -12,7 +12,7 @@ from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.rollout.groups import GroupRollouts
 from flow_opd.rollout.sampler import draw_noise, micro_rows, rollout, schedule_rows, steps_with_density
-from flow_opd.rollout.transitions import join_rollouts, transitions
+from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
 from flow_opd.types import Prompt, Rollout, TransitionBatch
 from tiny import PROMPTS, GaussianFlow, Redness, Tiny, unconditional
 
@@ -192,3 +192,50 @@ def test_a_group_may_start_from_one_noise_and_then_parts(tiny: Tiny, micro_batch
     assert torch.equal(start[:4], start[:1].expand(4, -1))
     assert torch.unique(second, dim=0).shape[0] == 8, "each trajectory has steps of its own"
     assert torch.unique(states(False, 0), dim=0).shape[0] == 8
+
+
+def test_only_the_steps_that_a_round_trains_add_noise(tiny: Tiny) -> None:
+    source = GroupRollouts(
+        tiny.student,
+        tiny.backbone,
+        tiny.walks(prompts=1, micro_batch_size=8),
+        Redness(),
+        group_size=2,
+        shared_start=True,
+        steps_of_round=lambda index: [1],
+        drawn_from=range(2),
+        updates_per_round=1,
+    )
+    (update,) = source.round(0)
+    (batch,) = update
+    assert float(batch.noise_level[0]) > 0
+    assert torch.equal(batch.latents[0], batch.latents[1]), "step 0 was walked without noise"
+    assert batch.next_latents is not None
+    assert not torch.equal(batch.next_latents[0], batch.next_latents[1])
+
+
+def test_balanced_weights_by_hand() -> None:
+    schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
+    weights = balanced_weights(schedule, sde_step, [1, 2])
+    # sigma .8 -> .5: g = 1.4, std = 1.4 sqrt(.3), d mean / d v = .3 (1 + 1.96 * .2 / 1.6)
+    # sigma .5 -> .2: g =  .7, std =  .7 sqrt(.3), d mean / d v = .3 (1 +  .49 * .5 / 1.0)
+    first, second = 1.4 * 0.3**0.5 / (0.3 * 1.245), 0.7 * 0.3**0.5 / (0.3 * 1.245)
+    mean = (first + second) / 2
+    assert weights.tolist() == pytest.approx([0, first / mean, second / mean, 0])
+    assert first / mean == pytest.approx(4 / 3)
+
+
+def test_balanced_advantages_give_every_step_the_same_size_of_gradient() -> None:
+    """The gradient of log pi with respect to the velocity, times the weight, varies equally on all steps."""
+    schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
+    weights = balanced_weights(schedule, sde_step, range(3))
+    sizes = []
+    for step in range(3):
+        rows = schedule_rows(schedule, step, 4000)
+        velocity = torch.zeros(4000, 1, 1, 1, requires_grad=True)
+        gaussian = sde_step(torch.zeros(4000, 1, 1, 1), velocity, *rows)
+        noise = torch.randn(4000, 1, 1, 1, generator=torch.Generator().manual_seed(step))
+        taken = (gaussian.mean + gaussian.std * noise).detach()
+        (gradient,) = torch.autograd.grad(log_prob_mean(gaussian, taken).sum(), velocity)
+        sizes.append(float(gradient.std() * weights[step]))
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=0.05)

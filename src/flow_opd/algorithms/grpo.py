@@ -22,6 +22,8 @@ def flow_grpo(
     group_size: int,
     shared_start: bool,
     steps_of_round: Callable[[int], Sequence[int]],
+    drawn_from: Sequence[int],
+    balanced_steps: bool,
     updates_per_round: int,
     clip_range: float,
     advantage_clip: float,
@@ -41,6 +43,8 @@ def flow_grpo(
         group_size=group_size,
         shared_start=shared_start,
         steps_of_round=steps_of_round,
+        drawn_from=drawn_from,
+        balanced_steps=balanced_steps,
         updates_per_round=updates_per_round,
     )
     gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)

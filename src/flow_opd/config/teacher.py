@@ -55,7 +55,9 @@ class TeacherSettings(Settings):
     trained_steps: Literal["stochastic"] | tuple[NonNegativeInt, NonNegativeInt] = "stochastic"
     """Steps that are trained: all 'stochastic' ones, or a window [first, last] of them, both included."""
     steps_per_round: PositiveInt | None = None
-    """Trains a random choice of so many of the trained steps in each round; null trains all of them."""
+    """So many of the trained steps, drawn at random each round; the others add no noise then. Null: all."""
+    balanced_steps: bool = False
+    """Weighs advantages so that a velocity counts equally at every noise level; else the late ones decide."""
     micro_batch_size: PositiveInt = 32
     """Transitions of one forward and backward pass; it changes memory, not results."""
     clip_range: PositiveFloat = 1e-4

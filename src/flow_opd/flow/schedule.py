@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,9 @@ def make_schedule(sigmas: Tensor, *, noise_level: float, stochastic_steps: tuple
 def ode_schedule(sigmas: Tensor) -> Schedule:
     """Returns the grid without noise: evaluation and image generation."""
     return make_schedule(sigmas, noise_level=0.0, stochastic_steps=(0, 0))
+
+
+def silenced(schedule: Schedule, steps: Collection[int]) -> Schedule:
+    """Returns the schedule with `steps` made deterministic."""
+    quiet = torch.tensor([step in steps for step in range(len(schedule))])
+    return Schedule(schedule.sigmas, schedule.noise_levels.masked_fill(quiet, 0.0))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from flow_opd.flow.advantages import group_advantages
+from flow_opd.flow.schedule import silenced
 from flow_opd.protocols import Backbone, Scorer, VelocityField
 from flow_opd.rollout.sampler import micro_rows, rollout
-from flow_opd.rollout.transitions import join_rollouts, transitions
+from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
 from flow_opd.rollout.walks import Walks
-from flow_opd.types import Prompt, Rollout, TransitionBatch
+from flow_opd.types import Conditioning, Prompt, Rollout, Schedule, TransitionBatch
 
 
 class GroupRollouts:
@@ -28,6 +29,8 @@ class GroupRollouts:
         group_size: int,
         shared_start: bool,
         steps_of_round: Callable[[int], Sequence[int]],
+        drawn_from: Sequence[int] = (),
+        balanced_steps: bool = False,
         updates_per_round: int,
     ) -> None:
         """Joins the parts.
@@ -40,6 +43,9 @@ class GroupRollouts:
             group_size: images per prompt.
             shared_start: whether the images of a group start from the same noise.
             steps_of_round: round index -> stochastic steps that enter the update.
+            drawn_from: steps that the choice of `steps_of_round` is made from; those that were not chosen
+                walk without noise, so that a reward is owed to the steps that it trains.
+            balanced_steps: whether advantages are weighed by `balanced_weights`.
             updates_per_round: optimizer steps that share the images.
         """
         self.student = student
@@ -49,6 +55,8 @@ class GroupRollouts:
         self.group_size = group_size
         self.shared_start = shared_start
         self.steps_of_round = steps_of_round
+        self.drawn_from = drawn_from
+        self.balanced_steps = balanced_steps
         self.updates_per_round = updates_per_round
         self._readings: dict[str, float] = {}
 
@@ -59,9 +67,14 @@ class GroupRollouts:
 
     def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
         """Yields the updates of round `index`."""
-        prompts = [prompt for prompt in self.walks.prompts_of_round(index) for _ in range(self.group_size)]
+        asked = self.walks.prompts_of_round(index)
+        with torch.no_grad():
+            conditioning = self.backbone.encode_prompts(asked)  # once for a whole group
+        prompts = [prompt for prompt in asked for _ in range(self.group_size)]
+        steps = self.steps_of_round(index)
+        schedule = silenced(self.walks.schedule, set(self.drawn_from) - set(steps))
         parts = [
-            self._collect(index, prompts, rows)
+            self._collect(index, prompts, conditioning, rows, schedule)
             for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
         ]
         rewards = torch.cat([reward for _, reward in parts])
@@ -74,26 +87,28 @@ class GroupRollouts:
             "silent_groups": float((spread < 1e-6).float().mean()),
         }
         joined = join_rollouts([part for part, _ in parts])
-        dense = advantages[:, None].expand(-1, len(self.walks.schedule))
+        dense = advantages[:, None].expand(-1, len(joined.schedule))
+        if self.balanced_steps:
+            dense = dense * balanced_weights(joined.schedule, self.walks.dynamics, steps)
         for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
             yield transitions(
                 joined,
                 dense,
                 rows=share.tolist(),
-                steps=self.steps_of_round(index),
+                steps=steps,
                 micro_batch_size=self.walks.micro_batch_size,
             )
 
-    def _collect(self, index: int, prompts: list[Prompt], rows: range) -> tuple[Rollout, Tensor]:
+    def _collect(
+        self, index: int, prompts: list[Prompt], conditioning: Conditioning, rows: range, schedule: Schedule
+    ) -> tuple[Rollout, Tensor]:
         chosen = [prompts[row] for row in rows]
-        with torch.no_grad():
-            conditioning = self.backbone.encode_prompts(chosen)
         drawn = rollout(
             self.student,
-            conditioning,
+            conditioning.rows([row // self.group_size for row in rows]),
             chosen,
             latent_shape=self.backbone.latent_shape,
-            schedule=self.walks.schedule,
+            schedule=schedule,
             dynamics=self.walks.dynamics,
             generators=[self.walks.seeder(index, row) for row in rows],
             starts=self._starts(index, rows) if self.shared_start else None,

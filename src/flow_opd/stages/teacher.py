@@ -56,6 +56,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         group_size=settings.group_size,
         shared_start=settings.shared_start,
         steps_of_round=partial(_steps_of_round, settings),
+        drawn_from=range(*settings.trained_range()),
+        balanced_steps=settings.balanced_steps,
         updates_per_round=settings.updates_per_round,
         clip_range=settings.clip_range,
         advantage_clip=settings.advantage_clip,
