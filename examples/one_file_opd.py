@@ -6,7 +6,7 @@ prompts, all shipped with flow-opd), and runs in about two minutes on two CPU co
     python examples/one_file_opd.py --rounds 30 --out runs/one_file
 
 Nothing here imports flow-opd's own code: the package does the same with more care (exact resume,
-guidance, several processes, policy gradients, evaluation). Where they differ, the package is right.
+guidance, teachers, policy gradients, evaluation). Where they differ, the package is right.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def walk(model, condition, tasks: list[str], sigmas: list[float], args, generato
     steps = len(sigmas) - 1
     teacher_sum = anchor_sum = 0.0
     for t in range(steps):
-        noise_level = args.noise_level if t < steps - 1 else 0.0  # the last step adds no noise
+        # Late noise would stay in the picture: the grid ends in .34, .009, 0.
+        noise_level = args.noise_level if t < args.stochastic_steps else 0.0
         kx, kv, std = step_coefficients(sigmas[t], sigmas[t + 1], noise_level)
         v = velocity(model, x, sigmas[t], condition)
         teacher = transition_kl(v, routed_velocity(model, tasks, x, sigmas[t], condition), kv, std)
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--prompts-per-round", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--stochastic-steps", type=int, default=5)
     parser.add_argument("--noise-level", type=float, default=0.7)
     parser.add_argument("--anchor-weight", type=float, default=0.02)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
