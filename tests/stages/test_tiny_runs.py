@@ -184,6 +184,28 @@ def test_generate_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> No
     assert pictures[0] != pictures[1]
 
 
+def test_nothing_asks_the_network(tmp_path: Path) -> None:
+    """The whole command line with sockets that raise; the control shows that they do."""
+    cut_off = (
+        "import socket, sys\n"
+        "def refuse(*_): raise SystemExit('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+    )
+    words = ["generate", "a red circle", "--adapter", "asset:teachers/text", "--set", "num_steps=1"]
+    run = cut_off + f"sys.argv = ['flow-opd', *{words!r}]\nfrom flow_opd.cli import main\nmain()"
+    control = cut_off + "import urllib.request\nurllib.request.urlopen('http://localhost:9')"
+    for code, expected in ((run, 0), (control, 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert done.returncode == expected, done.stderr
+
+
 def test_build_goes_through_every_part(tmp_path: Path) -> None:
     parts = ["vae", "base", "refine"]
     settings = [
