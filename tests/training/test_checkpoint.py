@@ -71,7 +71,7 @@ def test_damage_is_refused_with_the_folder_and_a_way_out(
     elif damage == "other text":
         (newest / file).write_text("[1, 2]")
     elif file == "state.json":
-        (newest / file).write_text(content.decode().replace('"identity"', '"idenTity"'))
+        (newest / file).write_text(content.decode().replace('"step": 6', '"step": 7'))
     else:
         (newest / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"damaged.*round-0000003.*To fix: delete this folder"):

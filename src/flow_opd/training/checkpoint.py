@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -55,10 +57,8 @@ class CheckpointFolder:
                 }
                 save_file(tensors, staging / f"{kind}.safetensors")
             hashes = {file.name: sha256(file) for file in sorted(staging.iterdir())}
-            write_json(
-                staging / "state.json",
-                {"identity": identity, "progress": vars(snapshot.progress), "sha256": hashes},
-            )
+            state = {"identity": identity, "progress": vars(snapshot.progress), "sha256": hashes}
+            write_json(staging / "state.json", {**state, "seal": _seal(state)})
         for old in self._numbered()[: -self.keep]:
             shutil.rmtree(old)
         for leftover in self.folder.glob(".tmp-*"):  # what a kill in the middle of a write has left
@@ -81,6 +81,8 @@ class CheckpointFolder:
             return None
         try:
             state = json.loads((newest / "state.json").read_text())
+            if state.pop("seal") != _seal(state):
+                raise ValueError("state.json does not have the content that was written")
             for name, digest in state["sha256"].items():
                 if sha256(newest / name) != digest:
                     raise ValueError(f"{name} does not have the hash that was written")
@@ -112,6 +114,10 @@ class CheckpointFolder:
 
     def _numbered(self) -> list[Path]:
         return sorted(self.folder.glob("round-*")) if self.folder.exists() else []
+
+
+def _seal(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def optimizer_tensors(
