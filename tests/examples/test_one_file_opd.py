@@ -16,7 +16,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "one_file_opd.py"
 
 
 @pytest.mark.skipif(
-    not (asset_folder() / "teachers").exists(), reason="the miniature's weights are not in the package yet"
+    not (asset_folder() / "teachers" / "preference").exists(),
+    reason="the miniature's weights are not in the package yet",
 )
 def test_it_merges_distils_and_saves(tmp_path: Path) -> None:
     budget = ("--rounds", "2", "--prompts-per-round", "4", "--steps", "2", "--rank", "4")

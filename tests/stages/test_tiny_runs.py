@@ -16,7 +16,8 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.rewards.quality_net import QualityNet
 
 BUILT = all(
-    (asset_folder() / name).exists() for name in ("base", "teachers", "rewards/deqa", "rewards/pickscore")
+    (asset_folder() / name).exists()
+    for name in ("base", "teachers/preference", "rewards/deqa", "rewards/pickscore")
 )
 pytestmark = [
     pytest.mark.xdist_group("stages"),
