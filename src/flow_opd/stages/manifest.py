@@ -56,7 +56,7 @@ def _teacher(folder: Path) -> dict[str, Any]:
         "seed": settings["run"]["seed"],
         **json.loads((folder / TRAINING).read_text()),
         "samples": images,
-        "curves": _curves(folder, ("reward", "reference_kl")),
+        "curves": _curves(folder, ("reward",)),
     }
 
 
