@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not BUILT, reason="the miniature's weights are not in the package yet"),
 ]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-SHORT_WALK = ["--set", "sampling.num_steps=3"]
+SHORT_WALK = ["--set", "sampling.num_steps=3", "--set", "sampling.stochastic_steps=[0, 1]"]
 
 
 def flow_opd(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -151,6 +151,7 @@ def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
         "distill.run.rounds=1",
         "distill.prompts_per_round=4",
         "distill.sampling.num_steps=2",
+        "distill.sampling.stochastic_steps=[0, 0]",
     ]
     command = ["demo", "--out", "demo", *(word for each in settings for word in ("--set", each))]
     result = succeeds(*command, cwd=tmp_path)
