@@ -7,18 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.config.locations import asset_folder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "one_file_opd.py"
 
 
-@pytest.mark.skipif(
-    not (asset_folder() / "teachers" / "preference").exists(),
-    reason="the miniature's weights are not in the package yet",
-)
 def test_it_merges_distils_and_saves(tmp_path: Path) -> None:
     budget = ("--rounds", "2", "--prompts-per-round", "4", "--steps", "2", "--rank", "4")
     done = subprocess.run(

@@ -13,10 +13,6 @@ from flow_opd.miniature.captions import TASKS
 
 ASSETS = asset_folder()
 LIMIT = 12_000_000  # bytes
-pytestmark = pytest.mark.skipif(
-    not (ASSETS / "teachers" / "preference").exists(),
-    reason="the miniature's weights are not in the package yet",
-)
 
 
 @pytest.fixture(scope="module")

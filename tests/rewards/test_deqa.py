@@ -24,9 +24,6 @@ from flow_opd.types import Prompt
 
 MODEL = asset_folder() / "rewards" / "deqa"
 VAE = asset_folder() / "base" / "vae"
-pytestmark = pytest.mark.skipif(
-    not (MODEL.exists() and VAE.exists()), reason="the miniature's weights are not in the package yet"
-)
 
 
 def as_images(pictures):
@@ -82,7 +79,6 @@ def test_calibration_on_held_out_renders(reward, held_out):
     check_calibration(reward, as_images(pictures), strengths, kind, within=0.8)
 
 
-@pytest.mark.skipif(not VAE.exists(), reason="the package has no base yet")
 def test_calibration_survives_the_autoencoder(reward, held_out):
     pictures, strengths, kind = held_out
     vae = AutoencoderKL.from_pretrained(VAE).float()

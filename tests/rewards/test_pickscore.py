@@ -18,9 +18,6 @@ from flow_opd.types import Prompt
 
 MODEL = asset_folder() / "rewards" / "pickscore"
 VAE = asset_folder() / "base" / "vae"
-pytestmark = pytest.mark.skipif(
-    not (MODEL.exists() and VAE.exists()), reason="the miniature's weights are not in the package yet"
-)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,6 @@ def test_pair_accuracy_on_held_out_pairs(reward, held_out):
         assert accuracy(scores[rows], truth[rows]) >= 0.8, name
 
 
-@pytest.mark.skipif(not VAE.exists(), reason="the package has no base yet")
 def test_pair_accuracy_survives_the_autoencoder(reward):
     vae = AutoencoderKL.from_pretrained(VAE).float()
     judged = judged_pictures(43, "test", 200, vae=vae, rebuilt=200)
