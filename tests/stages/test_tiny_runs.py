@@ -240,6 +240,11 @@ def test_typo_in_a_key(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["run.seed", "distill.run.threads"])
+def test_the_demo_swallows_no_setting(tmp_path: Path, key: str) -> None:
+    assert key.rsplit(".", 1)[1] in refused("demo", "--set", f"{key}=1", cwd=tmp_path)
+
+
 def test_a_teacher_without_prompts_and_prompts_without_a_teacher(tmp_path: Path) -> None:
     one = tmp_path / "one.jsonl"
     one.write_text('{"prompt": "a photo of a circle", "task": "composition"}\n')

@@ -144,15 +144,20 @@ class CheckpointSettings(Settings):
     """Newest checkpoints that stay on disk."""
 
 
-class RunSettings(Settings):
-    """Where the results go, and from which seed everything random is drawn."""
+class PlaceSettings(Settings):
+    """Where the results go, and on how many threads the work is done."""
 
     out: Path
     """Run folder; it is made if absent."""
-    seed: NonNegativeInt = 0
-    """Root of all random numbers of the run."""
     threads: PositiveInt | None = None
     """Processor threads; null takes all cores."""
+
+
+class RunSettings(PlaceSettings):
+    """A place, and the seed from which everything random is drawn."""
+
+    seed: NonNegativeInt = 0
+    """Root of all random numbers of the run."""
 
 
 class TrainingRunSettings(RunSettings):

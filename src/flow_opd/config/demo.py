@@ -4,29 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flow_opd.config.base import PositiveInt, Settings
+from pydantic import model_validator
+
+from flow_opd.config.base import Problem, Settings, refuse
+from flow_opd.config.common import PlaceSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
-
-
-class DemoRunSettings(Settings):
-    """Where the results go; the seeds are those of the distillation and of the evaluation."""
-
-    out: Path
-    """Run folder; it is made if absent."""
-    threads: PositiveInt | None = None
-    """Processor threads; null takes all cores."""
 
 
 class DemoSettings(Settings):
     """Distils the teachers into a student, evaluates everybody and writes the report."""
 
-    run: DemoRunSettings
-    """Run folder and processor threads of the whole demonstration."""
+    run: PlaceSettings
+    """Run folder and threads of the whole demonstration; seeds are those of distillation and evaluation."""
     distill: DistillSettings
     """The distillation; it writes into the demonstration's folder, whatever its own run.out says."""
     evaluate: EvaluateSettings
     """The evaluation, in the same folder; an adapter 'run:NAME' is the folder NAME in there."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DemoSettings:
+        parts = {"distill": self.distill.run.threads, "evaluate": self.evaluate.run.threads}
+        refuse(
+            [
+                Problem(
+                    (part, "run", "threads"),
+                    "a setting that would do nothing",
+                    threads,
+                    "null: the threads are those of the whole demonstration",
+                    "set run.threads instead",
+                )
+                for part, threads in parts.items()
+                if threads is not None
+            ]
+        )
+        return self
 
 
 class ReportSettings(Settings):

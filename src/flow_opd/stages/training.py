@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
+from flow_opd.config.common import PlaceSettings
 from flow_opd.config.reader import dump
 from flow_opd.files import write_json
 from flow_opd.training.metrics import MetricsLog
@@ -22,21 +22,7 @@ ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
 TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
 
 
-class Run(Protocol):
-    """What a stage needs to know of its run section."""
-
-    @property
-    def out(self) -> Path:
-        """The run folder."""
-        ...
-
-    @property
-    def threads(self) -> int | None:
-        """Processor threads; None takes all cores."""
-        ...
-
-
-def open_run(run: Run) -> Path:
+def open_run(run: PlaceSettings) -> Path:
     """Sets the processor threads and returns the run folder; nothing is written yet."""
     if run.threads is not None:
         torch.set_num_threads(run.threads)
