@@ -39,6 +39,31 @@ class BaseModelSettings(Settings):
     """Number format of the frozen weights."""
     max_sequence_length: NonNegativeInt
     """T5 tokens per prompt: 128 for Stable Diffusion 3.5, 0 for a base without T5, which needs no padding."""
+    t5: bool = True
+    """Loads the T5 encoder where the base has one; without it prompts are encoded by CLIP alone."""
+    resolution: PositiveInt | None = None
+    """Height and width of the images in pixels; null takes the size that the base was made for."""
+    embedded_guidance: NonNegativeFloat | None = None
+    """Guidance that a guidance-distilled base (FLUX.1-dev) reads as an input; null for other bases."""
+    offline: bool = False
+    """Never asks the hub: only what has been downloaded before is used."""
+
+
+class ComputeSettings(Settings):
+    """How forward and backward passes are computed: it changes memory and speed, not what is trained."""
+
+    device: Name = "auto"
+    """'auto' takes an accelerator where there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'."""
+    gradient_checkpointing: bool = False
+    """Keeps only the inputs of each transformer block and computes the rest again in the backward pass."""
+    guidance_batching: Literal["batched", "sequential"] = "batched"
+    """Whether the two halves of classifier-free guidance are one forward pass, or two of half the memory."""
+    attention_backend: Name | None = None
+    """Attention implementation of diffusers, such as 'native' or 'flash'; null leaves diffusers' choice."""
+    compile: bool = False
+    """Compiles the transformer's blocks by torch.compile: slow first step, faster ones after it."""
+    vae_tiling: bool = False
+    """Decodes images in tiles: less memory at high resolutions."""
 
 
 class LoraSettings(Settings):
@@ -67,6 +92,8 @@ class OptimizerSettings(Settings):
     """Course of the learning rate after the warm-up; linear and cosine end at 0 after the last round."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    state_bits: Literal[32, 8] = 32
+    """Bits of a number in AdamW's two moments; 8 needs the package bitsandbytes and an NVIDIA card."""
 
 
 class EMASettings(Settings):

@@ -10,6 +10,7 @@ from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Sett
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
+    ComputeSettings,
     EMASettings,
     LoraSettings,
     OptimizerSettings,
@@ -124,6 +125,8 @@ class DistillSettings(Settings):
     """Run folder, seed and length."""
     base: BaseModelSettings
     """The frozen pipeline that student and teachers share."""
+    compute: ComputeSettings = ComputeSettings()
+    """Device, memory and speed."""
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
     teachers: Annotated[tuple[DistillTeacherSettings, ...], Field(min_length=1)]

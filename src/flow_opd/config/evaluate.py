@@ -7,7 +7,13 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Settings, refuse
-from flow_opd.config.common import BaseModelSettings, PromptsSettings, RunSettings, duplicates
+from flow_opd.config.common import (
+    BaseModelSettings,
+    ComputeSettings,
+    PromptsSettings,
+    RunSettings,
+    duplicates,
+)
 from flow_opd.config.rewards import RewardSpec
 
 
@@ -42,6 +48,8 @@ class EvaluateSettings(Settings):
     """Run folder and seed."""
     base: BaseModelSettings
     """The frozen pipeline."""
+    compute: ComputeSettings = ComputeSettings()
+    """Device, memory and speed."""
     rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
     """Name -> policy, in the order of the table."""
     domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from flow_opd.config.base import Name, PositiveInt, Settings
-from flow_opd.config.common import BaseModelSettings, RunSettings
+from flow_opd.config.common import BaseModelSettings, ComputeSettings, RunSettings
 
 
 class GenerateSettings(Settings):
@@ -17,6 +17,8 @@ class GenerateSettings(Settings):
     """Folder of the images, and the seed of the first image of each prompt."""
     base: BaseModelSettings
     """The pipeline."""
+    compute: ComputeSettings = ComputeSettings()
+    """Device, memory and speed."""
     adapter: Name | None = None
     """Adapter folder or 'asset:NAME'; null draws from the base."""
     prompts: Annotated[tuple[Name, ...], Field(min_length=1)]

@@ -18,6 +18,7 @@ from flow_opd.config.base import (
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
+    ComputeSettings,
     EMASettings,
     LoraSettings,
     OptimizerSettings,
@@ -36,6 +37,8 @@ class TeacherSettings(Settings):
     """Run folder, seed and length."""
     base: BaseModelSettings
     """The frozen pipeline."""
+    compute: ComputeSettings = ComputeSettings()
+    """Device, memory and speed."""
     lora: LoraSettings = LoraSettings()
     """The adapter that is trained."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]

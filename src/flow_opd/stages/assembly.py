@@ -100,7 +100,7 @@ def build_walks(
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    Where the run is written, how many threads work and how often it is saved do not. A base is known by
+    Where the run is written, what computes it and how often it is saved do not. A base is known by
     the names and sizes of its weights (hashing gigabytes at every start would be no favour), everything
     else by its content: a teacher or a prompts file that was replaced does not go unnoticed at a resume.
 
@@ -110,7 +110,8 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
         files: prompts files, and folders of adapters and reward models.
     """
     relevant: dict[str, Any] = settings.model_dump(mode="json")
-    relevant.pop("checkpoint", None)
+    for section in ("checkpoint", "compute"):
+        relevant.pop(section, None)
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
     relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
