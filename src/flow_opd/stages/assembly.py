@@ -21,7 +21,7 @@ from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.protocols import Reward
+from flow_opd.protocols import Backbone, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
@@ -72,7 +72,7 @@ def build_reward(spec: RewardSpec) -> Reward:
 
 
 def build_walks(
-    backbone: SD3Backbone,
+    backbone: Backbone,
     groups: PromptGroups,
     sampling: common.SamplingSettings,
     *,

@@ -13,11 +13,11 @@ from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import locate
 from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Policy
+from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import BatchSource
+from flow_opd.protocols import Backbone, BatchSource
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import (
     build_walks,
@@ -70,7 +70,7 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
     walks = build_walks(
         backbone, groups, settings.sampling, seed=seed, micro_batch_size=settings.micro_batch_size
     )
-    source, objective = _algorithm(settings, _cast(settings, backbone, bank), walks)
+    source, objective = algorithm_of(settings, cast_of(settings, backbone, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -127,7 +127,9 @@ def _files(settings: DistillSettings) -> list[Path]:
     return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
 
 
-def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -> Cast:
+def cast_of(settings: DistillSettings, backbone: Backbone, bank: Adapters) -> Cast:
+    """Returns the student, the routed teachers and the anchor of the settings, on one base."""
+
     def policy(adapter: str, guidance_scale: float) -> Policy:
         return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=guidance_scale)
 
@@ -142,7 +144,8 @@ def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -
     )
 
 
-def _algorithm(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+def algorithm_of(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+    """Returns where batches come from and what is minimised, by the objective of the settings."""
     objective = settings.objective
     if isinstance(objective, DirectKLSettings):
         return direct_opd(cast, walks)
@@ -156,4 +159,4 @@ def _algorithm(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[Bat
     )
 
 
-__all__ = ["ADAPTER", "COLD_START", "run"]
+__all__ = ["ADAPTER", "ANCHOR", "COLD_START", "STUDENT", "run"]

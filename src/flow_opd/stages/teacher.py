@@ -10,9 +10,12 @@ import torch
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.policies.policy import Policy
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import Backbone, BatchSource, Scorer, VelocityField
 from flow_opd.rewards.table import WeightedRewards
+from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import (
     build_reward,
     build_walks,
@@ -40,28 +43,20 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     bank = AdapterBank(backbone)
     bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
     bank.train(STUDENT)
-    guidance = settings.sampling.guidance_scale
-    source, objective = flow_grpo(
-        Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=guidance),
-        Policy(backbone, adapters=bank, adapter=None, guidance_scale=guidance),
+    walks = build_walks(
         backbone,
-        build_walks(
-            backbone,
-            PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
-            settings.sampling,
-            seed=seed,
-            micro_batch_size=settings.micro_batch_size,
-        ),
+        PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
+        settings.sampling,
+        seed=seed,
+        micro_batch_size=settings.micro_batch_size,
+    )
+    source, objective = algorithm_of(
+        settings,
+        policy_of(settings, backbone, bank, STUDENT),
+        policy_of(settings, backbone, bank, None),
+        backbone,
+        walks,
         scorer,
-        group_size=settings.group_size,
-        shared_start=settings.shared_start,
-        steps_of_round=partial(_steps_of_round, settings),
-        drawn_from=range(*settings.trained_range()),
-        balanced_steps=settings.balanced_steps,
-        updates_per_round=settings.updates_per_round,
-        clip_range=settings.clip_range,
-        advantage_clip=settings.advantage_clip,
-        kl_weight=settings.kl_weight,
     )
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
@@ -84,6 +79,40 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
+
+
+def policy_of(settings: TeacherSettings, backbone: Backbone, bank: Adapters, adapter: str | None) -> Policy:
+    """Returns the student or (without adapter) the reference."""
+    return Policy(
+        backbone, adapters=bank, adapter=adapter, guidance_scale=settings.sampling.guidance_scale
+    )
+
+
+def algorithm_of(
+    settings: TeacherSettings,
+    student: VelocityField,
+    reference: VelocityField,
+    backbone: Backbone,
+    walks: Walks,
+    scorer: Scorer,
+) -> tuple[BatchSource, WeightedTerms]:
+    """Returns where batches come from and what is minimised."""
+    return flow_grpo(
+        student,
+        reference,
+        backbone,
+        walks,
+        scorer,
+        group_size=settings.group_size,
+        shared_start=settings.shared_start,
+        steps_of_round=partial(_steps_of_round, settings),
+        drawn_from=range(*settings.trained_range()),
+        balanced_steps=settings.balanced_steps,
+        updates_per_round=settings.updates_per_round,
+        clip_range=settings.clip_range,
+        advantage_clip=settings.advantage_clip,
+        kl_weight=settings.kl_weight,
+    )
 
 
 def _steps_of_round(settings: TeacherSettings, index: int) -> list[int]:
