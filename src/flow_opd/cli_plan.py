@@ -13,7 +13,7 @@ from flow_opd.console import told_to_the_user
 def plan(
     config: Annotated[
         Path,
-        typer.Argument(metavar="CONFIG", help="YAML file of `distill` or `teacher`, or asset:configs/NAME.yaml."),
+        typer.Argument(metavar="CONFIG", help="YAML file of distill or teacher, or asset:configs/NAME.yaml."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     utilisation: Annotated[

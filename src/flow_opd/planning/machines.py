@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-RESERVE = 1.0  # GiB of a card that no tensor gets: CUDA context, cuBLAS workspaces, allocator's gaps (assumed)
+RESERVE = 1.0  # GiB that no tensor gets, assumed: CUDA context, cuBLAS workspaces, gaps of the allocator
 
 
 @dataclass(frozen=True)

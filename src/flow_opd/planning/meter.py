@@ -73,7 +73,7 @@ class Meter(TorchDispatchMode):
         Args:
             present: weights and gradients; whatever shares their memory is not counted.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._present = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in present}
         self.reset()
 

@@ -64,22 +64,16 @@ class Plan:
     assumed: PlanSettings
     notes: tuple[str, ...]
 
-    @property
-    def run(self) -> float:
-        """FLOPs of the whole run."""
-        return sum(self.flops.values()) * self.updates
-
-    @property
-    def naive_run(self) -> float:
-        """FLOPs of the whole run by the naive schedule."""
-        return sum(self.naive_flops.values()) * self.updates
-
     def as_json(self) -> dict[str, Any]:
         """Returns plain data; bytes and FLOPs are whole or floating numbers, None is what is not counted."""
         memory = {
             _NAMES[on]: {**one.fixed, "activations": one.kept, "working_set": one.working, "total": one.total}
             for on, one in self.memory.items()
         }
+        flops, naive = (
+            {**parts, "rewards": None, "total": sum(parts.values())}
+            for parts in (self.flops, self.naive_flops)
+        )
         return {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -100,10 +94,10 @@ class Plan:
                 "reserve_gib": RESERVE,
             },
             "flops": {
-                "update": {**self.flops, "rewards": None, "total": sum(self.flops.values())},
-                "naive_update": {**self.naive_flops, "rewards": None, "total": sum(self.naive_flops.values())},
-                "run": self.run,
-                "naive_run": self.naive_run,
+                "update": flops,
+                "naive_update": naive,
+                "run": sum(self.flops.values()) * self.updates,
+                "naive_run": sum(self.naive_flops.values()) * self.updates,
             },
             "embedding_bytes_per_prompt": self.bytes_per_prompt,
             "utilisation": self.assumed.utilisation,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from diffusers import (
@@ -37,7 +38,11 @@ from flow_opd.types import Conditioning, Prompt
 
 DECODE = "decode"  # part of a reading: images from latents
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OF_DIFFUSERS = {each.__name__: each for each in (AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel)}
+_OF_DIFFUSERS = {
+    "AutoencoderKL": AutoencoderKL,
+    "FluxTransformer2DModel": FluxTransformer2DModel,
+    "SD3Transformer2DModel": SD3Transformer2DModel,
+}
 _OF_TRANSFORMERS = {
     "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
     "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
@@ -226,7 +231,7 @@ def build_model(
     transformer = build_network(architecture.networks["transformer"], dtype)
     vae = build_network(architecture.networks["vae"], dtype)
     adapters = SharedAdapters(transformer, forms, student=student)
-    config = transformer.config
+    config: Any = transformer.config
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in (adapters.transformer, vae):
             network.to_empty(device="cpu")
@@ -241,7 +246,7 @@ def build_model(
     meter = Meter([*weights, *gradients])
     inner, scale = _sd3(architecture, transformer, vae, adapters)
     if vae_tiling:
-        vae.enable_tiling()
+        vae.enable_tiling()  # type: ignore[operator]
     side = base.resolution // scale if base.resolution else config.sample_size
     backbone = ShapeBackbone(
         inner, latent_shape=(config.in_channels, side, side), text=text, pooled=pooled, meter=meter

@@ -14,7 +14,7 @@ class Options:
     """What a process needs, and what a user may change about it without changing the results."""
 
     fixed: int  # bytes that are there all the time
-    dynamic: Mapping[bool, Dynamic]  # with gradient checkpointing? -> what comes and goes, at this micro-batch
+    dynamic: Mapping[bool, Dynamic]  # with checkpointing? -> what comes and goes, at this micro-batch
     checkpointing: bool  # as configured
     rows: int  # of a process: the largest micro-batch that makes sense
     encoding: int  # bytes while prompts are encoded
@@ -47,9 +47,7 @@ class Verdict:
     advice: str  # empty if it fits
 
 
-def judge(
-    machine: Machine, options: Options, *, run: float, naive_run: float, utilisation: float
-) -> Verdict:
+def judge(machine: Machine, options: Options, *, run: float, naive_run: float, utilisation: float) -> Verdict:
     """Returns the verdict on a card for a run of `run` FLOPs (`naive_run` by the naive schedule)."""
     micro_batch = options.dynamic[options.checkpointing].rows
     needs = options.need(checkpointing=options.checkpointing, micro_batch=micro_batch)
@@ -69,39 +67,36 @@ def judge(
 
 
 def _advice(machine: Machine, options: Options, needs: float, micro_batch: int, *, encodes: bool) -> str:
-    """Returns what is too large and which changes make it fit, each with what it then needs."""
+    """Returns what is too large, and which changes make it fit, each with what it then needs."""
     lines = []
     if not encodes:
         lines.append(
-            f"encoding the prompts needs {needed(options.encoding):.1f} GiB, with base, VAE and text encoders "
-            "loaded together: set base.t5 to false, or encode them on a larger card"
+            f"encoding the prompts needs {needed(options.encoding):.1f} GiB, with base, VAE and text "
+            "encoders together: set base.t5 to false, or encode them on a larger card"
         )
     if needs > machine.memory:
         ways = _ways(machine, options, micro_batch, halved=False)
         if not ways and options.halved:
-            ways = [f"set base.dtype to bfloat16{way}" for way in _ways(machine, options, micro_batch, halved=True)]
-        remedy = " or ".join(way.removeprefix(" and ") for way in ways)
-        lines.append(
-            f"does not fit in {machine.memory:.1f} GiB (needs {needs:.1f}): "
-            + (remedy or "no setting helps, take a larger card")
-        )
+            ways = _ways(machine, options, micro_batch, halved=True)
+        remedy = ", or ".join(ways) or "no setting helps, take a larger card"
+        lines.append(f"does not fit in {machine.memory:.1f} GiB (needs {needs:.1f}): {remedy}")
     return "; ".join(lines)
 
 
 def _ways(machine: Machine, options: Options, micro_batch: int, *, halved: bool) -> list[str]:
-    """Returns the changes that make it fit, each beginning with ' and '; two at once only if one is too few."""
-    most = {on: options.largest(machine.memory, checkpointing=on, halved=halved) for on in (False, True)}
-    turn_on = " and turn on compute.gradient_checkpointing"
-    singles, doubles = [], []
-    for on in {options.checkpointing, True}:
-        changes = turn_on if on != options.checkpointing else ""
-        if most[on] >= micro_batch:
-            singles.append((changes, on, micro_batch))
-        elif most[on]:
-            found = doubles if changes else singles
-            found.append((f"{changes} and lower micro_batch_size to {most[on]}", on, most[on]))
-    bound = "at most " if halved else ""
-    return [
-        f"{words} ({bound}{options.need(checkpointing=on, micro_batch=rows, halved=halved):.1f} GiB)"
-        for words, on, rows in singles or doubles
-    ]
+    """Returns what can be changed so that it fits; two changes at once only where one is too little."""
+    few: list[str] = []
+    many: list[str] = []
+    for on in sorted({options.checkpointing, True}):
+        rows = min(micro_batch, options.largest(machine.memory, checkpointing=on, halved=halved))
+        if not rows:
+            continue
+        changes = ["set base.dtype to bfloat16"] if halved else []
+        if on != options.checkpointing:
+            changes.append("turn on compute.gradient_checkpointing")
+        if rows < micro_batch:
+            changes.append(f"lower micro_batch_size to {rows}")
+        least = options.need(checkpointing=on, micro_batch=rows, halved=halved)
+        way = f"{' and '.join(changes)} ({'at most ' if halved else ''}{least:.1f} GiB)"
+        (few if len(changes) - halved < 2 else many).append(way)
+    return few or many

@@ -159,4 +159,4 @@ def algorithm_of(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[B
     )
 
 
-__all__ = ["ADAPTER", "ANCHOR", "COLD_START", "STUDENT", "run"]
+__all__ = ["ADAPTER", "ANCHOR", "COLD_START", "run"]

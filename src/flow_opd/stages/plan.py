@@ -1,4 +1,4 @@
-"""Says what a training will need before it runs: memory, FLOPs, hours, and what to change if it is too much."""
+"""Says what a training will need before it runs: memory, FLOPs, hours, and what to change if too much."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from flow_opd.algorithms.opd import Cast
+from flow_opd.adapters.settings import LoraSettings
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import DirectKLSettings, DistillSettings, DistillTeacherSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.architectures import read_architecture
@@ -27,6 +27,7 @@ from flow_opd.planning.probe import (
     STUDENT,
     TEACHER,
     MeteredField,
+    Reading,
     Readings,
     read_decode,
     read_update,
@@ -39,6 +40,8 @@ from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.assembly import build_walks
+from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
+from flow_opd.stages.training import STUDENT as STUDENT_ADAPTER
 from flow_opd.types import Prompt, RewardTable
 
 SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
@@ -64,16 +67,16 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
         AdapterError: if the LoRA does not fit the base.
     """
     if isinstance(settings, DistillSettings):
-        job = distill_job(settings, student=distill.STUDENT, anchor=distill.ANCHOR)
+        job = distill_job(settings, student=STUDENT_ADAPTER, anchor=ANCHOR_ADAPTER)
     else:
-        job = teacher_job(settings, student=teacher.STUDENT)
+        job = teacher_job(settings, student=STUDENT_ADAPTER)
     with quiet_loading():
         architecture = read_architecture(settings.base)
         model = build_model(
             architecture,
             settings.base,
             job.forms,
-            student=distill.STUDENT,
+            student=STUDENT_ADAPTER,
             vae_tiling=settings.compute.vae_tiling,
         )
     rows = share_of_process(job, assumed.processes).micro_batch_size
@@ -82,17 +85,19 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
     """Returns the readings of a micro-batch of `rows` rows."""
+    plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
+    cost = 0.0
+    if isinstance(job.settings, DistillSettings):
+        cost = _teacher_cost(job.settings, job, model, costliest=plain.flops_per_row(TEACHER))
+    return Readings(plain, checkpointed, decode=read_decode(model, rows), teacher=cost)
+
+
+def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:
     settings = job.settings
-    updates = []
-    for checkpointing in (False, True):
-        model.checkpointing(checkpointing)
-        if isinstance(settings, DistillSettings):
-            source, objective = _distillation(settings, job, model, rows)
-        else:
-            source, objective = _grpo(settings, model, rows)
-        updates.append(read_update(model.meter, source, objective))
-    teachers = _teacher_cost(settings, job, model) if isinstance(settings, DistillSettings) else 0.0
-    return Readings(*updates, decode=read_decode(model, rows), teacher=teachers)
+    model.checkpointing(checkpointing)
+    if isinstance(settings, DistillSettings):
+        return read_update(model.meter, *_distillation(settings, job, model, rows))
+    return read_update(model.meter, *_grpo(settings, model, rows))
 
 
 def _distillation(
@@ -110,8 +115,8 @@ def _distillation(
         teachers=MeteredField(cast.teachers, model.meter, TEACHER),
         anchor=cast.anchor and MeteredField(cast.anchor, model.meter, ANCHOR),
     )
-    costliest = max(settings.teachers, key=lambda each: (each.guidance_scale != 1, job.forms[each.name].rank))
-    walks = _walks(model, small.sampling, task=costliest.tasks[0], prompts=rows, micro_batch_size=rows)
+    task = _costliest(settings, job).tasks[0]
+    walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
     return distill.algorithm_of(small, metered, walks)
 
 
@@ -127,7 +132,7 @@ def _grpo(settings: TeacherSettings, model: ShapeModel, rows: int) -> tuple[Batc
             "micro_batch_size": rows,
         }
     )
-    student = teacher.policy_of(small, model.backbone, model.adapters, teacher.STUDENT)
+    student = teacher.policy_of(small, model.backbone, model.adapters, STUDENT_ADAPTER)
     reference = teacher.policy_of(small, model.backbone, model.adapters, None)
     return teacher.algorithm_of(
         small,
@@ -150,18 +155,32 @@ def _walks(
     return build_walks(model.backbone, groups, sampling, seed=0, micro_batch_size=micro_batch_size)
 
 
-def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel) -> float:
-    """Returns the FLOPs of a teacher's velocity for one row, weighed by the shares of the tasks."""
+def _costliest(settings: DistillSettings, job: Job) -> DistillTeacherSettings:
+    return max(settings.teachers, key=lambda each: (each.guidance_scale != 1, job.forms[each.name].rank))
+
+
+def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, costliest: float) -> float:
+    """Returns the FLOPs of a teacher's velocity for one row, weighed by the shares of the tasks.
+
+    Args:
+        settings: of the distillation.
+        job: with the forms of the teachers.
+        model: the base.
+        costliest: what the costliest teacher takes, which is known already.
+    """
     teachers = distill.cast_of(settings, model.backbone, model.adapters).teachers
-    measured: dict[tuple[object, bool], float] = {}
+
+    def kind(each: DistillTeacherSettings) -> tuple[LoraSettings, bool]:
+        return (job.forms[each.name], each.guidance_scale != 1)
+
+    measured = {kind(_costliest(settings, job)): costliest}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
-        kind = (job.forms[each.name], each.guidance_scale != 1)
-        if kind not in measured:
-            measured[kind] = read_velocity(model, teachers, each.tasks[0])
+        if kind(each) not in measured:
+            measured[kind(each)] = read_velocity(model, teachers, each.tasks[0])
         for task in each.tasks:
             share = settings.task_shares[task] if settings.task_shares else 1.0
-            total, weights = total + share * measured[kind], weights + share
+            total, weights = total + share * measured[kind(each)], weights + share
     return total / weights
 
 

@@ -83,9 +83,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
 
 def policy_of(settings: TeacherSettings, backbone: Backbone, bank: Adapters, adapter: str | None) -> Policy:
     """Returns the student or (without adapter) the reference."""
-    return Policy(
-        backbone, adapters=bank, adapter=adapter, guidance_scale=settings.sampling.guidance_scale
-    )
+    return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=settings.sampling.guidance_scale)
 
 
 def algorithm_of(
