@@ -142,8 +142,8 @@ def random_backbone(settings: DistillSettings) -> RandomPrompts:
     torch.set_default_dtype(torch.bfloat16)
     with quiet_loading():
         transformer = SD3Transformer2DModel.from_config(architecture.networks["transformer"].config)
+        transformer.to(torch.bfloat16).requires_grad_(False).eval()
     torch.set_default_dtype(torch.float32)
-    transformer.to(torch.bfloat16).requires_grad_(False).eval()
     absent = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
     parts = dict.fromkeys((*absent, "tokenizer", "tokenizer_2", "tokenizer_3"))
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(architecture.scheduler)
@@ -215,7 +215,7 @@ def main() -> None:
         begun = time.monotonic()
         trainer.run()
         seconds = time.monotonic() - begun
-    moved = sum(float((value - before[key]).abs().sum()) > 0 for key, value in trainer.parameters.items())
+    moved = sum(not torch.equal(value, before[key]) for key, value in trainer.parameters.items())
     say(f"the update changed {moved} of {len(before)} factors")
     flops = sum(plan.flops.values())
     total = plan.memory[settings.compute.gradient_checkpointing].total / GIB

@@ -144,9 +144,10 @@ def compare(name: str, values: Mapping[str, Any], folder: Path) -> Iterator[tupl
             trainer, backbone = training(settings, folder / f"{name}-{dtype}-{checkpointing}")
             one_round(trainer)  # moments and average exist from now on
             flops = measured_flops(trainer)
-            memory = held(trainer, backbone) + measured_peak(trainer)
+            fixed, peak = held(trainer, backbone), measured_peak(trainer)
             planned_flops = sum(plan.flops.values())
-            planned = plan.memory[checkpointing].total
+            planned = plan.memory[checkpointing]
+            planned_peak = planned.kept + planned.working + planned.fixed["gradients"]
             yield (
                 name,
                 dtype,
@@ -154,9 +155,12 @@ def compare(name: str, values: Mapping[str, Any], folder: Path) -> Iterator[tupl
                 f"{flops / 1e9:.3f}",
                 f"{planned_flops / 1e9:.3f}",
                 judged(planned_flops / flops, FLOPS_TOLERANCE),
-                f"{memory / MIB:.1f}",
-                f"{planned / MIB:.1f}",
-                judged(planned / memory, MEMORY_TOLERANCE),
+                f"{peak / MIB:.1f}",
+                f"{planned_peak / MIB:.1f}",
+                judged(planned_peak / peak, MEMORY_TOLERANCE),
+                f"{(fixed + peak) / MIB:.1f}",
+                f"{planned.total / MIB:.1f}",
+                judged(planned.total / (fixed + peak), MEMORY_TOLERANCE),
                 f"{seconds:.1f}",
             )
 
@@ -210,7 +214,8 @@ def main() -> None:
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     columns = ("base", "format", "checkpointing", "GFLOP measured", "planned", "off")
-    table = Table(*columns, "MiB measured", "planned", "off", "seconds to plan")
+    memory = ("MiB of an update", "planned", "off", "MiB in all", "planned", "off")
+    table = Table(*columns, *memory, "seconds to plan")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with quiet_loading():
@@ -219,7 +224,7 @@ def main() -> None:
             for row in compare(label, values, folder):
                 print(*row, flush=True)
                 table.add_row(*row)
-    Console(width=140).print(table)
+    Console(width=170).print(table)
     if any("TOO FAR" in cell for column in table.columns for cell in map(str, column.cells)):
         raise SystemExit(1)
 
