@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import Backbone, Reward, VelocityField
 from flow_opd.rollout.sampler import generate_latents, micro_rows
 from flow_opd.types import Prompt
@@ -36,6 +38,7 @@ class Camera:
         sigmas: Tensor,
         batch_size: int,
         seeder: Callable[[str, int, int], torch.Generator],
+        processes: Processes = ALONE,
     ) -> None:
         """Sets up the sampler.
 
@@ -44,11 +47,13 @@ class Camera:
             sigmas: the ODE's grid, [T + 1].
             batch_size: images drawn at once.
             seeder: (domain, prompt index, seed) -> generator of that image's noise.
+            processes: who shares the images of a sheet.
         """
         self.backbone = backbone
         self.sigmas = sigmas
         self.batch_size = batch_size
         self.seeder = seeder
+        self.processes = processes
 
     @torch.no_grad()
     def draw(self, field: VelocityField, sheet: Sheet, shots: Sequence[tuple[int, int]]) -> Tensor:
@@ -78,10 +83,12 @@ class Camera:
             rewards: each gives its value under its own name, and its parts under "name_part".
             on_batch: called with the number of images after each batch.
         """
-        table: dict[str, list[float | None]] = {}
         shots = sheet.shots()
-        for rows in micro_rows(len(shots), self.batch_size):
-            part = [shots[row] for row in rows]
+        # A process without a share draws the first image for nothing: it has to know what is measured.
+        own = [shots[row] for row in self.processes.rows(len(shots))] or shots[:1]
+        table: dict[str, list[float]] = {}
+        for rows in micro_rows(len(own), self.batch_size):
+            part = [own[row] for row in rows]
             images = self.draw(field, sheet, part)
             prompts = [sheet.prompts[index] for index, _ in part]
             for reward in rewards:
@@ -90,7 +97,13 @@ class Camera:
                     f"{reward.name}_{name}": values for name, values in scores.parts.items()
                 }
                 for name, values in readings.items():
-                    judged = zip(values.tolist(), scores.valid.tolist(), strict=True)
-                    table.setdefault(name, []).extend(value if valid else None for value, valid in judged)
+                    judged = torch.where(scores.valid, values, torch.nan)
+                    table.setdefault(name, []).extend(judged.tolist())
             on_batch(len(part))
-        return table
+        return {name: self._everybodys(values, len(shots)) for name, values in table.items()}
+
+    def _everybodys(self, own: list[float], total: int) -> list[float | None]:
+        """Returns the scores of all shots from this process's own, None for NaN."""
+        share = len(self.processes.rows(total))
+        values = self.processes.gather_rows(torch.tensor(own[:share], dtype=torch.float64), total)
+        return [None if math.isnan(value) else value for value in values.tolist()]

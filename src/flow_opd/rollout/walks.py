@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import Backbone, Dynamics, VelocityField
 from flow_opd.rollout.sampler import micro_rows
 from flow_opd.rollout.walk import on_policy_walk
@@ -25,6 +26,7 @@ class Walks:
     schedule: Schedule
     dynamics: Dynamics
     micro_batch_size: int  # trajectories or transitions of one forward pass
+    processes: Processes = ALONE  # who shares the trajectories of a round
 
 
 class WalkBatches:
@@ -51,14 +53,16 @@ class WalkBatches:
 
     def _walks(self, index: int) -> Iterator[TransitionBatch]:
         prompts = self.walks.prompts_of_round(index)
+        # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
+        own = sorted(self.walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
-            conditioning = self.backbone.encode_prompts(prompts)
-        for rows in micro_rows(len(prompts), self.walks.micro_batch_size):
+            conditioning = self.backbone.encode_prompts([prompts[row] for row in own])
+        for part in micro_rows(len(own), self.walks.micro_batch_size):
             yield from on_policy_walk(
                 self.student,
-                conditioning.rows(list(rows)),
+                conditioning.rows(list(part)),
                 latent_shape=self.backbone.latent_shape,
                 schedule=self.walks.schedule,
                 dynamics=self.walks.dynamics,
-                generators=[self.walks.seeder(index, row) for row in rows],
+                generators=[self.walks.seeder(index, own[place]) for place in part],
             )
