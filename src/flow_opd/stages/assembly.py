@@ -19,6 +19,7 @@ from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, 
 from flow_opd.files import sha256
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.protocols import Reward
@@ -78,6 +79,7 @@ def build_walks(
     *,
     seed: int,
     micro_batch_size: int,
+    processes: Processes,
 ) -> Walks:
     """Returns how the student walks in training; trajectory i of round r has its own noise."""
 
@@ -94,6 +96,7 @@ def build_walks(
         ),
         dynamics=DYNAMICS.get(sampling.dynamics),
         micro_batch_size=micro_batch_size,
+        processes=processes,
     )
 
 

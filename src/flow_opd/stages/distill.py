@@ -15,6 +15,7 @@ from flow_opd.config.locations import locate
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
 from flow_opd.protocols import BatchSource
@@ -27,6 +28,7 @@ from flow_opd.stages.assembly import (
     lora_settings,
     prompt_files,
 )
+from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import (
     ADAPTER,
@@ -46,10 +48,14 @@ ANCHOR = "anchor"
 
 def run(settings: DistillSettings, *, resume: bool) -> Path:
     """Distils the teachers into one LoRA and returns the run folder; the result is in its `adapter`."""
-    return distill(settings, open_run(settings.run), config=settings, resume=resume)
+    folder = open_run(settings.run)
+    processes = join_processes(settings.compute)
+    return distill(settings, folder, config=settings, resume=resume, processes=processes)
 
 
-def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume: bool) -> Path:
+def distill(
+    settings: DistillSettings, folder: Path, *, config: Settings, resume: bool, processes: Processes
+) -> Path:
     """Distils into `folder` and returns it.
 
     Args:
@@ -57,18 +63,27 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
         folder: the run folder.
         config: what is written as the run's config.yaml, once nothing has been refused.
         resume: goes on from the newest checkpoint.
+        processes: who shares the work.
     """
+    check_shares(
+        settings.prompts_per_round // settings.updates_per_round(), processes, key="prompts_per_round"
+    )
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     backbone = load_backbone(settings.base)
-    bank = _bank(settings, backbone)
+    bank = _bank(settings, backbone, processes)
     start = bank.weights(STUDENT)
     groups = PromptGroups(
         prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
     )
     walks = build_walks(
-        backbone, groups, settings.sampling, seed=seed, micro_batch_size=settings.micro_batch_size
+        backbone,
+        groups,
+        settings.sampling,
+        seed=seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=processes,
     )
     source, objective = _algorithm(settings, _cast(settings, backbone, bank), walks)
     trainer = Trainer(
@@ -83,17 +98,19 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
             checkpoint=settings.checkpoint,
         ),
         folder=folder,
+        processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),
     )
     resume_or_restart(trainer, resume=resume)
-    record(config, folder)
-    start.write(folder / COLD_START, settings.base.path)
+    record(config, folder, processes)
+    if processes.is_main:
+        start.write(folder / COLD_START, settings.base.path)
     train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: SD3Backbone) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: SD3Backbone, processes: Processes) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
@@ -111,7 +128,8 @@ def _bank(settings: DistillSettings, backbone: SD3Backbone) -> AdapterBank:
     else:
         assert start.merge is not None
         merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
-        print_report(report, [teacher.name for teacher in settings.teachers])
+        if processes.is_main:
+            print_report(report, [teacher.name for teacher in settings.teachers])
         bank.put(STUDENT, merged)
     bank.train(STUDENT)
     return bank

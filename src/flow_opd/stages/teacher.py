@@ -23,6 +23,7 @@ from flow_opd.stages.assembly import (
     prompt_files,
     reward_files,
 )
+from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.training import STUDENT, open_run, record, resume_or_restart, save_student, train
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -31,6 +32,9 @@ from flow_opd.training.trainer import LoopSettings, Trainer
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
     """Trains one LoRA on one reward and returns the run folder; the result is in its `adapter`."""
     folder = open_run(settings.run)
+    processes = join_processes(settings.compute)
+    images = settings.groups_per_round * settings.group_size
+    check_shares(images // settings.updates_per_round, processes, key="groups_per_round")
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
@@ -51,6 +55,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
             settings.sampling,
             seed=seed,
             micro_batch_size=settings.micro_batch_size,
+            processes=processes,
         ),
         scorer,
         group_size=settings.group_size,
@@ -75,12 +80,13 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
             checkpoint=settings.checkpoint,
         ),
         folder=folder,
+        processes=processes,
         identity=fingerprint(
             settings, settings.base, [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
         ),
     )
     resume_or_restart(trainer, resume=resume)
-    record(settings, folder)
+    record(settings, folder, processes)
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder

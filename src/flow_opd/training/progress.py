@@ -19,7 +19,14 @@ class ProgressBar:
     """Shows step, time left and a few metrics; on a pipe it prints a line now and then instead."""
 
     def __init__(
-        self, title: str, *, total_steps: int, done: int = 0, show: Sequence[str] = ("loss",), lines: int = 20
+        self,
+        title: str,
+        *,
+        total_steps: int,
+        done: int = 0,
+        show: Sequence[str] = ("loss",),
+        lines: int = 20,
+        shown: bool = True,
     ) -> None:
         """Draws the bar.
 
@@ -29,8 +36,9 @@ class ProgressBar:
             done: steps that a checkpoint has already seen.
             show: names of the metrics to print, in order; absent ones are skipped.
             lines: how many lines a whole training prints where there is no terminal.
+            shown: False keeps silent, in a process that is not the main one.
         """
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not shown)
         self.title = title
         self.show = list(show)
         self.total = total_steps
