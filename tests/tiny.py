@@ -31,6 +31,7 @@ from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walks import Walks
@@ -164,6 +165,7 @@ class Tiny:
         dynamics: str = "sde",
         window: tuple[int, int] | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> Walks:
         first, stop = window or (0, num_steps - 1)
         return Walks(
@@ -174,11 +176,15 @@ class Tiny:
             ),
             dynamics=DYNAMICS.get(dynamics),
             micro_batch_size=micro_batch_size,
+            processes=processes,
         )
 
-    def algorithm(self, name: str, *, micro_batch_size: int = 8) -> tuple[BatchSource, Objective]:
+    def algorithm(
+        self, name: str, *, micro_batch_size: int = 8, processes: Processes = ALONE
+    ) -> tuple[BatchSource, Objective]:
         """Returns source and objective of "velocity-matching", "grpo", "opd" or "opd-log-ratio"."""
-        walks = self.walks(micro_batch_size=micro_batch_size, prompts=2 if name == "grpo" else 8)
+        prompts = 2 if name == "grpo" else 8
+        walks = self.walks(micro_batch_size=micro_batch_size, prompts=prompts, processes=processes)
         if name == "velocity-matching":
             objective = WeightedTerms(self.student, [(1.0, VelocityMatching())])
             return TinyImages(self.backbone, micro_batch_size), objective
@@ -224,9 +230,10 @@ def tiny_trainer(
     rounds: int,
     identity: str = "tiny",
     micro_batch_size: int = 8,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """Returns the training of an algorithm with everything that a resume must restore, saved every round."""
-    source, objective = tiny.algorithm(algorithm, micro_batch_size=micro_batch_size)
+    source, objective = tiny.algorithm(algorithm, micro_batch_size=micro_batch_size, processes=processes)
     return Trainer(
         parameters=tiny.parameters,
         source=source,
@@ -240,6 +247,7 @@ def tiny_trainer(
         ),
         folder=folder,
         identity=identity,
+        processes=processes,
     )
 
 
