@@ -33,14 +33,18 @@ class VelocityField(Protocol):
         ...
 
 
-class Backbone(VelocityField, Protocol):
-    """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
-
-    latent_shape: tuple[int, int, int]  # C, H, W
+class PromptEncoder(Protocol):
+    """Turns prompts into what a velocity field is conditioned on: a base, or a cache of its encoders."""
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Returns the conditioning of the prompts, B rows, tasks included."""
         ...
+
+
+class Backbone(VelocityField, PromptEncoder, Protocol):
+    """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
+
+    latent_shape: tuple[int, int, int]  # C, H, W
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Returns x0, [B, C, H, W], of images [B, 3, height, width] in [0, 1]."""
