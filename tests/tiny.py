@@ -131,7 +131,8 @@ def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
 class Tiny:
     """One tiny base with a trained student, two teachers and an anchor, ready for any algorithm."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_step: bool = False) -> None:
+        self.in_step = in_step
         self.backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)
         self.bank = AdapterBank(self.backbone)
         for seed, name in enumerate(("student", "teacher-shapes", "teacher-signs", "anchor"), start=1):
@@ -151,7 +152,7 @@ class Tiny:
 
     def teachers(self) -> RoutedTeachers:
         fields = {"shapes": self.policy("teacher-shapes"), "signs": self.policy("teacher-signs", 2.0)}
-        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}))
+        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), in_step=self.in_step)
 
     def cast(self, anchor_weight: float = 0.1) -> Cast:
         return Cast(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)

@@ -21,7 +21,9 @@ from tiny import Tiny, read_steps, tiny_trainer
 SCRIPT = Path(__file__).with_name("shared_training.py")
 
 
-def start(count: int, algorithm: str, folder: Path, rounds: int) -> list[subprocess.Popen[str]]:
+def start(
+    count: int, algorithm: str, folder: Path, rounds: int, *options: str
+) -> list[subprocess.Popen[str]]:
     """Starts `count` processes that share one training, as a launcher does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -36,7 +38,7 @@ def start(count: int, algorithm: str, folder: Path, rounds: int) -> list[subproc
     }
     return [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), algorithm, str(folder), str(rounds)],
+            [sys.executable, str(SCRIPT), algorithm, str(folder), str(rounds), *options],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -46,11 +48,16 @@ def start(count: int, algorithm: str, folder: Path, rounds: int) -> list[subproc
     ]
 
 
-def finish(running: list[subprocess.Popen[str]]) -> None:
+def finish(running: list[subprocess.Popen[str]]) -> int:
+    """Waits for success and returns the weights that the last process held."""
+    held = 0
     for process in running:
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-        assert f"processes {len(running)}" in out
+        words = out.split()
+        assert words[:2] == ["processes", str(len(running))]
+        held = int(words[3])
+    return held
 
 
 def last_parameters(folder: Path, rounds: int) -> dict[str, torch.Tensor]:
@@ -76,6 +83,16 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, algorithm: str,
     start_of = Tiny().parameters
     end = last_parameters(tmp_path / "many", rounds)
     assert max((end[key] - start_of[key]).abs().max() for key in end) > 1e-3
+
+
+@pytest.mark.parametrize("algorithm", ["opd", "grpo"])
+def test_a_sharded_base_trains_the_same_adapter(tmp_path: Path, algorithm: str) -> None:
+    rounds = 3
+    whole = finish(start(1, algorithm, tmp_path / "one", rounds))
+    held = finish(start(2, algorithm, tmp_path / "sharded", rounds, "--shard"))
+    check_same(tmp_path / "one", tmp_path / "sharded", rounds)
+    adapters = sum(value.numel() for name in Tiny().bank.names for value in Tiny().bank.state(name).values())
+    assert held - adapters <= 0.55 * (whole - adapters)
 
 
 def test_a_lost_process_is_told_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:

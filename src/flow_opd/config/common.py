@@ -62,6 +62,8 @@ class ComputeSettings(Settings):
     """Attention implementation of diffusers, such as 'native' or 'flash'; null leaves diffusers' choice."""
     compile: bool = False
     """Compiles the transformer's blocks by torch.compile: slow first step, faster ones after it."""
+    shard_base: bool = False
+    """Splits the frozen weights over the processes (FSDP2) where the base does not fit one device; slower."""
     vae_tiling: bool = False
     """Decodes images in tiles: less memory at high resolutions."""
 

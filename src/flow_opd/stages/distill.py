@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
@@ -65,15 +66,17 @@ def distill(
         resume: goes on from the newest checkpoint.
         processes: who shares the work.
     """
-    check_shares(
-        settings.prompts_per_round // settings.updates_per_round(), processes, key="prompts_per_round"
-    )
+    smallest = settings.prompts_per_round // settings.updates_per_round()
+    shard = settings.compute.shard_base
+    check_shares(smallest, processes, key="prompts_per_round", in_step=shard)
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     backbone = load_backbone(settings.base)
     bank = _bank(settings, backbone, processes)
     start = bank.weights(STUDENT)
+    if shard:
+        shard_base(backbone.transformer, processes)
     groups = PromptGroups(
         prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
     )
@@ -154,7 +157,9 @@ def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -
     return Cast(
         backbone=backbone,
         student=policy(STUDENT, settings.sampling.guidance_scale),
-        teachers=RoutedTeachers(teachers, HardRouter(settings.teacher_of_task())),
+        teachers=RoutedTeachers(
+            teachers, HardRouter(settings.teacher_of_task()), in_step=settings.compute.shard_base
+        ),
         anchor=policy(anchor.teacher or ANCHOR, anchor.guidance_scale) if anchor else None,
         anchor_weight=anchor.weight if anchor else 0.0,
     )

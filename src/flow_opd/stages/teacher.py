@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.policies.policy import Policy
@@ -34,7 +35,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
     images = settings.groups_per_round * settings.group_size
-    check_shares(images // settings.updates_per_round, processes, key="groups_per_round")
+    shard = settings.compute.shard_base
+    check_shares(images // settings.updates_per_round, processes, key="groups_per_round", in_step=shard)
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
@@ -44,6 +46,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     bank = AdapterBank(backbone)
     bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
     bank.train(STUDENT)
+    if shard:
+        shard_base(backbone.transformer, processes)
     guidance = settings.sampling.guidance_scale
     source, objective = flow_grpo(
         Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=guidance),
