@@ -250,7 +250,8 @@ def _run(
             typer.echo(to_yaml(settings), nl=False)
             return
         result: Path = importlib.import_module(f"flow_opd.stages.{stage}").run(settings, resume=resume)
-        Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
+        if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher has started
+            Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
