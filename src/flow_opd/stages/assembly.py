@@ -27,6 +27,7 @@ from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
 from flow_opd.rewards.ocr import LineReader, OCRReward
+from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
@@ -65,6 +66,8 @@ def build_reward(spec: RewardSpec) -> Reward:
     if isinstance(spec, GenEvalSettings):
         return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
     if isinstance(spec, OCRSettings):
+        if spec.reader == "page":
+            return OCRReward(PageReader())
         return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
     if isinstance(spec, DeQASettings):
         return DeQAReward(locate(spec.path, key="path"))
