@@ -41,14 +41,13 @@ class OCRSettings(_RewardSettings):
 
     @model_validator(mode="after")
     def _belongs_to_reader(self) -> OCRSettings:
-        strange = (
-            self.model_fields_set & {"alphabet", "width", "batch_size"} if self.reader == "page" else set()
-        )
-        allowed, fix = "none of the line reader's settings", "remove it, or set reader to 'line'"
+        given = self.model_dump(include={"alphabet", "width", "batch_size"})
+        allowed, fix = "the default", "remove it, or set reader to 'line'"
         refuse(
             [
-                Problem((key,), "a setting that the page reader does not have", key, allowed, fix)
-                for key in sorted(strange)
+                Problem((key,), "a setting that the page reader does not have", value, allowed, fix)
+                for key, value in given.items()
+                if self.reader == "page" and value != OCRSettings.model_fields[key].default
             ]
         )
         return self

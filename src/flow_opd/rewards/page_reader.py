@@ -1,4 +1,4 @@
-"""Reads all text of a picture, wherever it stands: rapidocr's detector and recogniser, shipped in its package."""
+"""Reads all text of a picture, wherever it stands, with the models that rapidocr ships in its package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PageReader:
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)  # an empty picture is no warning here
 
     def read(self, images: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """Returns the lines of each RGB picture, uint8 [height, width, 3], joined by spaces, in lower case."""
+        """Returns the text of each RGB picture, uint8 [height, width, 3]: lines joined by spaces, lower case."""
         texts = []
         for image in images:
             found = self._engine(np.ascontiguousarray(image[:, :, ::-1]))  # it expects BGR
