@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_opd.types import (
     Conditioning,
@@ -37,9 +37,23 @@ class Backbone(VelocityField, Protocol):
     """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
 
     latent_shape: tuple[int, int, int]  # C, H, W
+    image_size: int  # pixels, height and width
+    transformer: nn.Module  # the network; an adapter bank puts its adapters around it
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Returns the conditioning of the prompts, B rows, tasks included."""
+        """Returns the conditioning of the prompts, B rows, tasks included; raises once encoders are freed."""
+        ...
+
+    def encoder_identity(self) -> str:
+        """Returns a hash of all that decides what `encode_prompts` gives; raises once encoders are freed."""
+        ...
+
+    def free_encoders(self) -> None:
+        """Drops the text encoders from memory, once all prompts are encoded."""
+        ...
+
+    def free_vae(self) -> None:
+        """Drops the VAE from memory, where no picture will be encoded or decoded any more."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Policy:
         adapters: Adapters | None = None,
         adapter: str | None = None,
         guidance_scale: float = 1.0,
+        guidance_batching: Literal["batched", "sequential"] = "batched",
     ) -> None:
         """Names the policy; nothing is computed.
 
@@ -39,11 +40,13 @@ class Policy:
             adapters: the bank of the base; None where the base itself is trained.
             adapter: the adapter of this policy; None = the base.
             guidance_scale: 1 = no guidance and half the cost; each policy has its own.
+            guidance_batching: both halves of guidance in one forward pass, or one after the other.
         """
         self.backbone = backbone
         self.adapters = adapters
         self.adapter = adapter
         self.guidance_scale = guidance_scale
+        self.guidance_batching = guidance_batching
         self._null: Conditioning | None = None
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -52,12 +55,16 @@ class Policy:
             if self.guidance_scale == 1.0:
                 return self.backbone.velocity(latents, sigma, conditioning)
             null = self._null_conditioning().rows([0] * len(conditioning))
-            both = self.backbone.velocity(
-                torch.cat([latents, latents]),
-                torch.cat([sigma, sigma]),
-                Conditioning.cat([null, conditioning]),
-            )
-            unconditional, conditional = both.chunk(2)
+            if self.guidance_batching == "sequential":
+                unconditional = self.backbone.velocity(latents, sigma, null)
+                conditional = self.backbone.velocity(latents, sigma, conditioning)
+            else:
+                both = self.backbone.velocity(
+                    torch.cat([latents, latents]),
+                    torch.cat([sigma, sigma]),
+                    Conditioning.cat([null, conditioning]),
+                )
+                unconditional, conditional = both.chunk(2)
             return guided(unconditional, conditional, self.guidance_scale)
 
     def _null_conditioning(self) -> Conditioning:

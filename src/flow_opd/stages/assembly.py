@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flow_opd.adapters.settings import LoraSettings
-from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.backbones import loading
 from flow_opd.config import common
 from flow_opd.config.base import Settings
 from flow_opd.config.locations import locate, locate_model
@@ -21,7 +21,7 @@ from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.protocols import Reward
+from flow_opd.protocols import Backbone, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
@@ -31,18 +31,10 @@ from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-def load_backbone(base: common.BaseModelSettings) -> SD3Backbone:
-    """Returns the frozen base."""
-    return SD3Backbone.from_pretrained(
-        locate_model(base.path, key="base.path"),
-        max_sequence_length=base.max_sequence_length,
-        dtype=DTYPES[base.dtype],
-        revision=base.revision,
-        variant=base.variant,
-    )
+def load_backbone(base: common.BaseModelSettings, compute: common.ComputeSettings) -> Backbone:
+    """Returns the frozen base, on its device and computing as the settings say."""
+    return loading.load_backbone(base, compute)
 
 
 def lora_settings(lora: common.LoraSettings) -> LoraSettings:
@@ -72,7 +64,7 @@ def build_reward(spec: RewardSpec) -> Reward:
 
 
 def build_walks(
-    backbone: SD3Backbone,
+    backbone: Backbone,
     groups: PromptGroups,
     sampling: common.SamplingSettings,
     *,

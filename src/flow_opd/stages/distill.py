@@ -7,7 +7,6 @@ from pathlib import Path
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
@@ -17,7 +16,7 @@ from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import BatchSource
+from flow_opd.protocols import Backbone, BatchSource
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import (
     build_walks,
@@ -61,7 +60,7 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute)
     bank = _bank(settings, backbone)
     start = bank.weights(STUDENT)
     groups = PromptGroups(
@@ -93,7 +92,7 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: SD3Backbone) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: Backbone) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
@@ -127,9 +126,15 @@ def _files(settings: DistillSettings) -> list[Path]:
     return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
 
 
-def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -> Cast:
+def _cast(settings: DistillSettings, backbone: Backbone, bank: AdapterBank) -> Cast:
     def policy(adapter: str, guidance_scale: float) -> Policy:
-        return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=guidance_scale)
+        return Policy(
+            backbone,
+            adapters=bank,
+            adapter=adapter,
+            guidance_scale=guidance_scale,
+            guidance_batching=settings.compute.guidance_batching,
+        )
 
     teachers = {each.name: policy(each.name, each.guidance_scale) for each in settings.teachers}
     anchor = settings.anchor

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
@@ -25,7 +24,7 @@ from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import sha256, write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
-from flow_opd.protocols import Reward
+from flow_opd.protocols import Backbone, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
@@ -72,7 +71,7 @@ def evaluate(
         for name, file in settings.domains.items()
     }
     rewards = [build_reward(spec) for spec in settings.rewards]
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute)
     policies = _policies(settings, backbone)
     record(config, folder)
     camera = Camera(
@@ -127,7 +126,7 @@ def _roles(settings: EvaluateSettings) -> Roles:
     return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
 
 
-def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Policy]:
+def _policies(settings: EvaluateSettings, backbone: Backbone) -> dict[str, Policy]:
     bank = AdapterBank(backbone)
     policies = {}
     for index, (name, row) in enumerate(settings.rows.items()):
@@ -135,7 +134,13 @@ def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Po
         if row.adapter is not None:
             adapter = f"row{index}"
             bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
-        policies[name] = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=row.guidance_scale)
+        policies[name] = Policy(
+            backbone,
+            adapters=bank,
+            adapter=adapter,
+            guidance_scale=row.guidance_scale,
+            guidance_batching=settings.compute.guidance_batching,
+        )
     return policies
 
 

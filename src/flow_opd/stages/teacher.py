@@ -12,6 +12,7 @@ from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.policies.policy import Policy
 from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import Backbone
 from flow_opd.rewards.table import WeightedRewards
 from flow_opd.stages.assembly import (
     build_reward,
@@ -36,14 +37,13 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
     )
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(backbone)
     bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
     bank.train(STUDENT)
-    guidance = settings.sampling.guidance_scale
     source, objective = flow_grpo(
-        Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=guidance),
-        Policy(backbone, adapters=bank, adapter=None, guidance_scale=guidance),
+        _policy(settings, backbone, bank, STUDENT),
+        _policy(settings, backbone, bank, None),
         backbone,
         build_walks(
             backbone,
@@ -84,6 +84,16 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
+
+
+def _policy(settings: TeacherSettings, backbone: Backbone, bank: AdapterBank, adapter: str | None) -> Policy:
+    return Policy(
+        backbone,
+        adapters=bank,
+        adapter=adapter,
+        guidance_scale=settings.sampling.guidance_scale,
+        guidance_batching=settings.compute.guidance_batching,
+    )
 
 
 def _steps_of_round(settings: TeacherSettings, index: int) -> list[int]:
