@@ -22,8 +22,12 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.backbones.flux import FluxBackbone
+from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.miniature.tokenizer import build_tokenizer
-from tiny import WORDS
+from tiny import WORDS, Tiny, fill
 
 CLIP_TOKENS = 10
 TEXT_WIDTH = 16  # of the conditioning: what T5 gives, and what the two CLIPs of SD3 give side by side
@@ -100,6 +104,25 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
             tokenizer_2=t5_tokenizer(),
         )
     return frozen(pipe)
+
+
+def tiny_backbone(pipeline: str) -> DiffusersBackbone:
+    """Returns the smallest backbone of a kind of pipeline, for 8x8 pixels."""
+    if pipeline == "StableDiffusion3Pipeline":
+        return SD3Backbone(tiny_sd3(), max_sequence_length=6)
+    assert pipeline == "FluxPipeline", f"{pipeline}: a new backbone needs a tiny pipeline here"
+    return FluxBackbone(tiny_flux(), max_sequence_length=6, embedded_guidance=3.5, resolution=8)
+
+
+class TinyOn(Tiny):
+    """The cast of `Tiny`, student, two teachers and an anchor, on a given base."""
+
+    def __init__(self, backbone: DiffusersBackbone) -> None:
+        self.backbone = backbone
+        self.bank = AdapterBank(backbone)
+        for seed, name in enumerate(("student", "teacher-shapes", "teacher-signs", "anchor"), start=1):
+            fill(self.bank, name, seed)
+        self.bank.train("student")
 
 
 def t5_tokenizer() -> T5TokenizerFast:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -25,6 +26,7 @@ from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 
 INDEX = "model_index.json"
+LOCAL = "or name a downloaded folder in base.path"
 
 
 class _Told(NamedTuple):
@@ -89,13 +91,25 @@ def told_as_config_error(source: str, base: BaseModelSettings) -> Iterator[None]
 
 
 def _diagnosis(fault: Exception, source: str, base: BaseModelSettings) -> _Told:
-    """Returns the explanation of the first fault that has one, from the outermost down its causes."""
+    """Returns what is said of a fault: the most telling of it and its causes decides."""
+    causes: list[BaseException] = []
     cause: BaseException | None = fault
     while cause is not None:
-        told = _told(cause, source, base)
-        if told is not None:
-            return told
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    if any(_is_full_disk(each) for each in causes):
+        return _Told(
+            f"the disk is full: {source} could not be downloaded or read whole",
+            constants.HF_HUB_CACHE,
+            "room for all its weights",
+            "make room, or set HF_HOME to a folder on a larger disk; start again: finished files are kept",
+        )
+    answer = next((each for each in causes if isinstance(each, HfHubHTTPError)), None)
+    if answer is not None:
+        return _answered(answer, source, base)
+    silence = (LocalEntryNotFoundError, ConnectionError, TimeoutError, socket.gaierror)
+    if any(isinstance(each, silence) for each in causes):
+        return _unanswered(source, base)
     return _Told(
         f"the base cannot be loaded ({type(fault).__name__}: {str(fault).strip()[:300]})",
         source,
@@ -104,73 +118,74 @@ def _diagnosis(fault: Exception, source: str, base: BaseModelSettings) -> _Told:
     )
 
 
-def _told(fault: BaseException, source: str, base: BaseModelSettings) -> _Told | None:
-    local = "or name a downloaded folder in base.path"
-    if isinstance(fault, GatedRepoError):
+def _answered(answer: HfHubHTTPError, source: str, base: BaseModelSettings) -> _Told:
+    """Returns what is said where the hub has answered, but not with the base."""
+    if isinstance(answer, GatedRepoError):
         return _Told(
             "the owners of the base ask everybody to accept its licence first",
             source,
             "a hub account that has accepted it, and its token on this machine",
-            f"accept it at {constants.ENDPOINT}/{source}, then {_sign_in()}; {local}",
+            f"accept it at {constants.ENDPOINT}/{source}, then {_sign_in()}; {LOCAL}",
         )
-    if isinstance(fault, RepositoryNotFoundError):
+    if isinstance(answer, RepositoryNotFoundError):
         return _Told(
             "the hub knows no such base, or does not show it to you",
             source,
             "an existing hub id 'owner/name', or a folder",
-            f"correct base.path; if it is private, {_sign_in()}; {local}",
+            f"correct base.path; if it is private, {_sign_in()}; {LOCAL}",
         )
-    if isinstance(fault, RevisionNotFoundError):
+    if isinstance(answer, RevisionNotFoundError):
         return _Told(
             f"the hub has no such revision of {source}",
             base.revision,
             "a branch, tag or commit of the repository",
             "correct base.revision, or leave it out for the newest",
         )
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(answer, EntryNotFoundError):
         return _Told(
-            f"the disk is full: {source} could not be downloaded or read whole",
-            constants.HF_HUB_CACHE,
-            "room for all its weights",
-            "make room, or set HF_HOME to a folder on a larger disk; start again: finished files are kept",
-        )
-    if isinstance(fault, LocalEntryNotFoundError | OfflineModeIsEnabled):
-        return _missing(source, base, local)
-    if isinstance(fault, EntryNotFoundError):
-        return _Told(
-            f"a file is missing in the hub's repository ({str(fault).strip().splitlines()[-1][:300]})",
+            f"the hub's repository lacks a file ({_gist(answer)})",
             source,
             f"a repository with a {INDEX} and the safetensors of every part",
             "correct base.path, base.revision or base.variant",
         )
-    if isinstance(fault, HfHubHTTPError):
-        return _Told(
-            f"the hub answered with an error ({str(fault).strip().splitlines()[0][:300]})",
-            source,
-            "a hub that gives out the base's files",
-            f"try again later; if access is refused, {_sign_in()}; {local}",
-        )
-    return None
+    return _Told(
+        f"the hub answered with an error ({_gist(answer)})",
+        source,
+        "a hub that gives out the base's files",
+        f"try again later; if access is refused, {_sign_in()}; {LOCAL}",
+    )
 
 
-def _missing(source: str, base: BaseModelSettings, local: str) -> _Told:
+def _unanswered(source: str, base: BaseModelSettings) -> _Told:
+    """Returns what is said where the hub was not asked, or has not answered."""
     if is_offline(base):
-        who = "base.offline" if base.offline else "HF_HUB_OFFLINE"
         return _Told(
-            f"the base is not on this machine, and {who} forbids to ask the hub",
+            f"the base is not on this machine, and {'base.offline' if base.offline else 'HF_HUB_OFFLINE'} "
+            "forbids to ask the hub",
             source,
-            "a base that has been downloaded before, in this revision",
-            f"run `hf download {source}` once, or set base.offline: false and unset HF_HUB_OFFLINE; {local}",
+            "a base that has been downloaded before, in this revision and with every part",
+            f"run `hf download {source}` once, or set base.offline: false and unset HF_HUB_OFFLINE; {LOCAL}",
         )
     return _Told(
-        f"the hub cannot be reached, and the base is not on this machine ({constants.ENDPOINT})",
+        f"the hub at {constants.ENDPOINT} cannot be reached, and the base is not on this machine",
         source,
         "a connection to the hub, or a base that has been downloaded before",
-        f"check the network, its proxy (HTTPS_PROXY) and HF_ENDPOINT, and start again; {local}",
+        f"check the network, its proxy (HTTPS_PROXY) and HF_ENDPOINT, and start again; {LOCAL}",
     )
+
+
+def _is_full_disk(fault: BaseException) -> bool:
+    """Says whether there was no room: by its number, or, through the hub's Rust client, in words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    known = isinstance(fault, OSError) and fault.errno in numbers
+    return known or any(os.strerror(number) in str(fault) for number in numbers)
 
 
 def _sign_in() -> str:
     if huggingface_hub.get_token() is None:
         return "run `hf auth login` or set HF_TOKEN (there is no token on this machine)"
     return "run `hf auth login` or set HF_TOKEN with an account that may read it (the present token may not)"
+
+
+def _gist(answer: HfHubHTTPError) -> str:
+    return " ".join(str(answer).split())[:300]
