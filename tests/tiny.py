@@ -170,6 +170,7 @@ class Tiny:
     ) -> Walks:
         first, stop = window or (0, num_steps - 1)
         return Walks(
+            encoder=self.backbone,
             prompts_of_round=lambda index: [PROMPTS[(index + i) % len(PROMPTS)] for i in range(prompts)],
             seeder=lambda index, row: generator(seed, "walk", index, row),
             schedule=make_schedule(

@@ -173,6 +173,17 @@ class CheckpointSettings(Settings):
     """Newest checkpoints that stay on disk."""
 
 
+class EmbeddingSettings(Settings):
+    """Prompts are encoded once, kept on disk, and the text encoders leave memory before the work begins."""
+
+    folder: Path | None = None
+    """Where the encoded prompts are kept, for all runs with the same encoders; null: below the run folder."""
+    batch_size: PositiveInt = 16
+    """Prompts that are encoded at once."""
+    shard_size: PositiveInt = 256
+    """Prompts of one file."""
+
+
 class PlaceSettings(Settings):
     """Where the results go, and on how many threads the work is done."""
 

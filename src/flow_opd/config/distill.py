@@ -12,6 +12,7 @@ from flow_opd.config.common import (
     CheckpointSettings,
     ComputeSettings,
     EMASettings,
+    EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
@@ -127,6 +128,8 @@ class DistillSettings(Settings):
     """The frozen pipeline that student and teachers share."""
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
     teachers: Annotated[tuple[DistillTeacherSettings, ...], Field(min_length=1)]

@@ -10,6 +10,7 @@ from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Set
 from flow_opd.config.common import (
     BaseModelSettings,
     ComputeSettings,
+    EmbeddingSettings,
     PromptsSettings,
     RunSettings,
     duplicates,
@@ -50,6 +51,8 @@ class EvaluateSettings(Settings):
     """The frozen pipeline."""
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
     """Name -> policy, in the order of the table."""
     domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_opd.processes import ALONE, Processes
-from flow_opd.protocols import Backbone, Reward, VelocityField
+from flow_opd.protocols import Backbone, PromptEncoder, Reward, VelocityField
 from flow_opd.rollout.sampler import generate_latents, micro_rows
 from flow_opd.types import Prompt
 
@@ -35,6 +35,7 @@ class Camera:
         self,
         backbone: Backbone,
         *,
+        encoder: PromptEncoder,
         sigmas: Tensor,
         batch_size: int,
         seeder: Callable[[str, int, int], torch.Generator],
@@ -43,13 +44,15 @@ class Camera:
         """Sets up the sampler.
 
         Args:
-            backbone: encodes prompts and decodes images.
+            backbone: decodes images.
+            encoder: encodes prompts.
             sigmas: the ODE's grid, [T + 1].
             batch_size: images drawn at once.
             seeder: (domain, prompt index, seed) -> generator of that image's noise.
             processes: who shares the images of a sheet.
         """
         self.backbone = backbone
+        self.encoder = encoder
         self.sigmas = sigmas
         self.batch_size = batch_size
         self.seeder = seeder
@@ -60,7 +63,7 @@ class Camera:
         """Returns images in [0, 1], [B, 3, height, width], of the given shots of a sheet."""
         latents = generate_latents(
             field,
-            self.backbone.encode_prompts([sheet.prompts[index] for index, _ in shots]),
+            self.encoder.encode_prompts([sheet.prompts[index] for index, _ in shots]),
             latent_shape=self.backbone.latent_shape,
             sigmas=self.sigmas,
             generators=[self.seeder(sheet.domain, index, seed) for index, seed in shots],

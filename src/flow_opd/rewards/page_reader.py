@@ -28,7 +28,7 @@ class PageReader:
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)  # an empty picture is no warning here
 
     def read(self, images: Sequence[NDArray[np.uint8]]) -> list[str]:
-        """Returns the text of each RGB picture, uint8 [height, width, 3], lower case, lines joined by spaces."""
+        """Returns the text of each RGB picture, uint8 [height, width, 3], in lower case and one line."""
         texts = []
         for image in images:
             found = self._engine(np.ascontiguousarray(image[:, :, ::-1]))  # it expects BGR

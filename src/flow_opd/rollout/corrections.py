@@ -72,7 +72,7 @@ class CorrectedRollouts:
         Args:
             student: the policy that is trained.
             teachers: the routed teachers.
-            backbone: encodes prompts.
+            backbone: says what latents look like.
             walks: how to walk; all steps with a density are trained.
             correction: turns a step of both into an advantage.
             updates_per_round: optimizer steps that share the trajectories.
@@ -119,7 +119,7 @@ class CorrectedRollouts:
         """Returns the trajectories `rows` of the round, their advantages and their KLs, each [B, T]."""
         drawn = rollout(
             self.student,
-            self.backbone.encode_prompts(prompts),
+            self.walks.encoder.encode_prompts(prompts),
             prompts,
             latent_shape=self.backbone.latent_shape,
             schedule=self.walks.schedule,

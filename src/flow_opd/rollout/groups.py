@@ -42,7 +42,7 @@ class GroupRollouts:
 
         Args:
             student: the policy that is trained, and the behaviour policy of its own rollouts.
-            backbone: encodes prompts and decodes images.
+            backbone: decodes images.
             walks: how to walk; each prompt of a round starts a group.
             scorer: the teacher's reward.
             group_size: images per prompt.
@@ -74,7 +74,7 @@ class GroupRollouts:
         """Yields the updates of round `index`."""
         asked = self.walks.prompts_of_round(index)
         with torch.no_grad():
-            conditioning = self.backbone.encode_prompts(asked)  # once for a whole group
+            conditioning = self.walks.encoder.encode_prompts(asked)  # once for a whole group
         prompts = [prompt for prompt in asked for _ in range(self.group_size)]
         steps = self.steps_of_round(index)
         schedule = silenced(self.walks.schedule, set(self.drawn_from) - set(steps))

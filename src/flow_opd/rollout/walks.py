@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flow_opd.processes import ALONE, Processes
-from flow_opd.protocols import Backbone, Dynamics, VelocityField
+from flow_opd.protocols import Backbone, Dynamics, PromptEncoder, VelocityField
 from flow_opd.rollout.sampler import micro_rows
 from flow_opd.rollout.walk import on_policy_walk
 from flow_opd.types import Prompt, Schedule, TransitionBatch
@@ -22,6 +22,7 @@ class Walks:
     """How a policy walks in training: for which prompts, from which noise, along which steps."""
 
     prompts_of_round: PromptsOfRound
+    encoder: PromptEncoder
     seeder: Seeder  # (round, trajectory) -> generator of that trajectory's noise
     schedule: Schedule
     dynamics: Dynamics
@@ -37,7 +38,7 @@ class WalkBatches:
     """
 
     def __init__(self, student: VelocityField, backbone: Backbone, walks: Walks) -> None:
-        """Takes the policy that is trained, the base that encodes prompts, and how to walk."""
+        """Takes the policy that is trained, the base, and how to walk."""
         self.student = student
         self.backbone = backbone
         self.walks = walks
@@ -56,7 +57,7 @@ class WalkBatches:
         # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
         own = sorted(self.walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
-            conditioning = self.backbone.encode_prompts([prompts[row] for row in own])
+            conditioning = self.walks.encoder.encode_prompts([prompts[row] for row in own])
         for part in micro_rows(len(own), self.walks.micro_batch_size):
             yield from on_policy_walk(
                 self.student,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flow_opd.adapters.settings import LoraSettings
-from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.backbones import loading
 from flow_opd.config import common
 from flow_opd.config.base import Settings
 from flow_opd.config.locations import locate, locate_model
@@ -19,10 +19,11 @@ from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, 
 from flow_opd.files import sha256
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.processes import Processes
+from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.protocols import Reward
+from flow_opd.protocols import Backbone, PromptEncoder, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
@@ -30,21 +31,57 @@ from flow_opd.rewards.ocr import LineReader, OCRReward
 from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rollout.walks import Walks
+from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def load_backbone(
+    base: common.BaseModelSettings, compute: common.ComputeSettings, processes: Processes = ALONE
+) -> Backbone:
+    """Returns the frozen base, on the device of this process and computing as the settings say."""
+    if processes.count > 1:
+        compute = compute.model_copy(update={"device": processes.device})
+    return loading.load_backbone(base, compute)
 
 
-def load_backbone(base: common.BaseModelSettings) -> SD3Backbone:
-    """Returns the frozen base."""
-    return SD3Backbone.from_pretrained(
-        locate_model(base.path, key="base.path"),
-        max_sequence_length=base.max_sequence_length,
-        dtype=DTYPES[base.dtype],
-        revision=base.revision,
-        variant=base.variant,
+def encode_beforehand(
+    embeddings: common.EmbeddingSettings | None,
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    processes: Processes,
+) -> PromptEncoder:
+    """Returns what encodes prompts from now on: the base, or a filled cache after the encoders have gone.
+
+    Args:
+        embeddings: null leaves the encoders in memory.
+        backbone: whose encoders are used, and freed.
+        prompts: all that will be asked for; the empty prompt of guidance is added.
+        folder: the run folder.
+        processes: who shares the work.
+    """
+    if embeddings is None:
+        return backbone
+    cache = EmbeddingCache(
+        embeddings.folder or folder / "embeddings",
+        backbone.encoder_identity(),
+        shard_size=embeddings.shard_size,
     )
+    texts = ["", *(prompt.text for prompt in prompts)]
+    own = len(processes.rows(len(cache.missing(texts))))
+    bar = ProgressBar("encoding prompts", total_steps=own, show=(), shown=processes.is_main and own > 0)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.on_update(done, {})
+
+    cache.fill(texts, backbone, batch_size=embeddings.batch_size, processes=processes, on_batch=advance)
+    bar.on_end()
+    backbone.free_encoders()
+    return cache
 
 
 def lora_settings(lora: common.LoraSettings) -> LoraSettings:
@@ -76,7 +113,8 @@ def build_reward(spec: RewardSpec) -> Reward:
 
 
 def build_walks(
-    backbone: SD3Backbone,
+    backbone: Backbone,
+    encoder: PromptEncoder,
     groups: PromptGroups,
     sampling: common.SamplingSettings,
     *,
@@ -91,6 +129,7 @@ def build_walks(
 
     return Walks(
         prompts_of_round=groups.round,
+        encoder=encoder,
         seeder=seeder,
         schedule=make_schedule(
             backbone.sigmas(sampling.num_steps),
@@ -116,7 +155,7 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
         files: prompts files, and folders of adapters and reward models.
     """
     relevant: dict[str, Any] = settings.model_dump(mode="json")
-    for section in ("checkpoint", "compute"):
+    for section in ("checkpoint", "compute", "embeddings"):
         relevant.pop(section, None)
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)

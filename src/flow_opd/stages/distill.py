@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
@@ -19,10 +19,11 @@ from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import BatchSource
+from flow_opd.protocols import Backbone, BatchSource, PromptEncoder
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import (
     build_walks,
+    encode_beforehand,
     fingerprint,
     load_backbone,
     load_prompts,
@@ -72,7 +73,9 @@ def distill(
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
+    backbone.free_vae()
     bank = _bank(settings, backbone, processes)
     start = bank.weights(STUDENT)
     if shard:
@@ -82,13 +85,14 @@ def distill(
     )
     walks = build_walks(
         backbone,
+        encoder,
         groups,
         settings.sampling,
         seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
     )
-    source, objective = _algorithm(settings, _cast(settings, backbone, bank), walks)
+    source, objective = _algorithm(settings, _cast(settings, backbone, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -113,7 +117,7 @@ def distill(
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: SD3Backbone, processes: Processes) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: Backbone, processes: Processes) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
@@ -148,19 +152,22 @@ def _files(settings: DistillSettings) -> list[Path]:
     return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
 
 
-def _cast(settings: DistillSettings, backbone: SD3Backbone, bank: AdapterBank) -> Cast:
-    def policy(adapter: str, guidance_scale: float) -> Policy:
-        return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=guidance_scale)
-
-    teachers = {each.name: policy(each.name, each.guidance_scale) for each in settings.teachers}
+def _cast(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: AdapterBank) -> Cast:
+    batching = settings.compute.guidance_batching
+    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
+    teachers = {
+        each.name: policy(adapter=each.name, guidance_scale=each.guidance_scale) for each in settings.teachers
+    }
     anchor = settings.anchor
     return Cast(
         backbone=backbone,
-        student=policy(STUDENT, settings.sampling.guidance_scale),
+        student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),
         teachers=RoutedTeachers(
             teachers, HardRouter(settings.teacher_of_task()), in_step=settings.compute.shard_base
         ),
-        anchor=policy(anchor.teacher or ANCHOR, anchor.guidance_scale) if anchor else None,
+        anchor=policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale)
+        if anchor
+        else None,
         anchor_weight=anchor.weight if anchor else 0.0,
     )
 

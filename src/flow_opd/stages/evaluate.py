@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
@@ -24,13 +23,13 @@ from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
 from flow_opd.processes import Processes
-from flow_opd.protocols import Reward
+from flow_opd.protocols import Backbone, PromptEncoder, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
-from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
+from flow_opd.stages.assembly import build_reward, encode_beforehand, load_backbone, load_prompts
 from flow_opd.stages.cells import Cells, ScoreTable
 from flow_opd.stages.launch import join_processes
 from flow_opd.stages.training import open_run, record
@@ -82,11 +81,14 @@ def evaluate(
         for name, file in settings.domains.items()
     }
     rewards = [build_reward(spec) for spec in settings.rewards]
-    backbone = load_backbone(settings.base)
-    policies = _policies(settings, backbone)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    asked = [prompt for sheet in sheets.values() for prompt in sheet.prompts]
+    encoder = encode_beforehand(settings.embeddings, backbone, asked, folder, processes)
+    policies = _policies(settings, backbone, encoder)
     record(config, folder, processes)
     camera = Camera(
         backbone,
+        encoder=encoder,
         sigmas=backbone.sigmas(settings.num_steps),
         batch_size=settings.batch_size,
         seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
@@ -141,7 +143,7 @@ def _roles(settings: EvaluateSettings) -> Roles:
     return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
 
 
-def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Policy]:
+def _policies(settings: EvaluateSettings, backbone: Backbone, encoder: PromptEncoder) -> dict[str, Policy]:
     bank = AdapterBank(backbone)
     policies = {}
     for index, (name, row) in enumerate(settings.rows.items()):
@@ -149,7 +151,14 @@ def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Po
         if row.adapter is not None:
             adapter = f"row{index}"
             bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
-        policies[name] = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=row.guidance_scale)
+        policies[name] = Policy(
+            backbone,
+            adapters=bank,
+            adapter=adapter,
+            encoder=encoder,
+            guidance_scale=row.guidance_scale,
+            guidance_batching=settings.compute.guidance_batching,
+        )
     return policies
 
 

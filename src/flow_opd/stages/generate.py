@@ -30,13 +30,19 @@ SMALLEST_SIDE = (
 def run(settings: GenerateSettings, *, resume: bool) -> Path:
     """Writes one PNG per prompt and seed and returns the folder."""
     folder = open_run(settings.run)
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(backbone)
     adapter = None
     if settings.adapter is not None:
         adapter = "chosen"
         bank.load(adapter, locate(settings.adapter, key="adapter"))
-    policy = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=settings.guidance_scale)
+    policy = Policy(
+        backbone,
+        adapters=bank,
+        adapter=adapter,
+        guidance_scale=settings.guidance_scale,
+        guidance_batching=settings.compute.guidance_batching,
+    )
     sigmas = backbone.sigmas(settings.num_steps)
     console = Console()
     for text in settings.prompts:

@@ -17,6 +17,7 @@ from flow_opd.rewards.table import WeightedRewards
 from flow_opd.stages.assembly import (
     build_reward,
     build_walks,
+    encode_beforehand,
     fingerprint,
     load_backbone,
     load_prompts,
@@ -42,19 +43,28 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
     )
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     bank = AdapterBank(backbone)
     bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
     bank.train(STUDENT)
     if shard:
         shard_base(backbone.transformer, processes)
-    guidance = settings.sampling.guidance_scale
+    policy = partial(
+        Policy,
+        backbone,
+        adapters=bank,
+        encoder=encoder,
+        guidance_scale=settings.sampling.guidance_scale,
+        guidance_batching=settings.compute.guidance_batching,
+    )
     source, objective = flow_grpo(
-        Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=guidance),
-        Policy(backbone, adapters=bank, adapter=None, guidance_scale=guidance),
+        policy(adapter=STUDENT),
+        policy(adapter=None),
         backbone,
         build_walks(
             backbone,
+            encoder,
             PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
             settings.sampling,
             seed=seed,
