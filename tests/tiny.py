@@ -131,6 +131,8 @@ def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
 class Tiny:
     """One tiny base with a trained student, two teachers and an anchor, ready for any algorithm."""
 
+    in_step = False
+
     def __init__(self, *, in_step: bool = False) -> None:
         self.in_step = in_step
         self.backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)

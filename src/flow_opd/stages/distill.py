@@ -35,6 +35,7 @@ from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import (
     ADAPTER,
     STUDENT,
+    loop_settings,
     open_run,
     record,
     resume_or_restart,
@@ -42,7 +43,7 @@ from flow_opd.stages.training import (
     train,
 )
 from flow_opd.training.seeding import derived_seed
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.training.trainer import Trainer
 
 COLD_START = "cold_start"  # folder of the student's first weights, below the run folder
 ANCHOR = "anchor"
@@ -97,13 +98,7 @@ def distill(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=LoopSettings(
-            rounds=settings.run.rounds,
-            updates_per_round=settings.updates_per_round(),
-            optimizer=settings.optimizer,
-            ema=settings.ema,
-            checkpoint=settings.checkpoint,
-        ),
+        settings=loop_settings(settings, settings.updates_per_round()),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),

@@ -102,26 +102,29 @@ def evaluate(
     save_pictures(pictures, folder / "images")
     if pictures.rows:
         write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
-    card = ProtocolCard(
+    results = build_results(
+        scores,
+        roles=_roles(settings),
+        protocol=_protocol(settings, sheets, backbone.image_size),
+        wall_seconds=round(spent + cells.seconds_kept + time.monotonic() - begun, 1),
+        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )
+    finish(folder, results)
+    return folder
+
+
+def _protocol(settings: EvaluateSettings, sheets: Mapping[str, Sheet], side: int) -> ProtocolCard:
+    return ProtocolCard(
         steps=settings.num_steps,
         dynamics="ode",
         guidance={name: row.guidance_scale for name, row in settings.rows.items()},
-        resolution=(backbone.image_size, backbone.image_size),
+        resolution=(side, side),
         prompts={
             name: PromptFile.of(locate(file.path), len(sheets[name].prompts))
             for name, file in settings.domains.items()
         },
         seeds=settings.seeds,
     )
-    results = build_results(
-        scores,
-        roles=_roles(settings),
-        protocol=card,
-        wall_seconds=round(spent + cells.seconds_kept + time.monotonic() - begun, 1),
-        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    )
-    finish(folder, results)
-    return folder
 
 
 def finish(folder: Path, results: Results) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 
@@ -34,7 +35,9 @@ def join_processes(compute: ComputeSettings) -> Processes:
         )
     cpu = compute.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=TIMEOUT)
-    return Processes(state.process_index, state.num_processes, str(state.device))
+    atexit.register(state.destroy_process_group)  # an open group can abort a process that is done
+    device = "cpu" if state.device.type == "cpu" else str(state.device)
+    return Processes(state.process_index, state.num_processes, device)
 
 
 def check_shares(rows: int, processes: Processes, *, key: str, in_step: bool) -> None:

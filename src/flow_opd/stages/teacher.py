@@ -13,7 +13,9 @@ from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.policies.policy import Policy
 from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import Backbone, BatchSource, Objective, Scorer
 from flow_opd.rewards.table import WeightedRewards
+from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import (
     build_reward,
     build_walks,
@@ -26,9 +28,17 @@ from flow_opd.stages.assembly import (
     reward_files,
 )
 from flow_opd.stages.launch import check_shares, join_processes
-from flow_opd.stages.training import STUDENT, open_run, record, resume_or_restart, save_student, train
+from flow_opd.stages.training import (
+    STUDENT,
+    loop_settings,
+    open_run,
+    record,
+    resume_or_restart,
+    save_student,
+    train,
+)
 from flow_opd.training.seeding import derived_seed, generator
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.training.trainer import Trainer
 
 
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
@@ -38,7 +48,6 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     images = settings.groups_per_round * settings.group_size
     shard = settings.compute.shard_base
     check_shares(images // settings.updates_per_round, processes, key="groups_per_round", in_step=shard)
-    seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
@@ -46,31 +55,54 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     bank = AdapterBank(backbone)
-    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
+    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
     bank.train(STUDENT)
     if shard:
         shard_base(backbone.transformer, processes)
+    groups = PromptGroups(prompts, derived_seed(settings.run.seed, "prompts"), settings.groups_per_round)
+    walks = build_walks(
+        backbone,
+        encoder,
+        groups,
+        settings.sampling,
+        seed=settings.run.seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=processes,
+    )
+    source, objective = _algorithm(settings, backbone, bank, walks, scorer)
+    files = [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
+    trainer = Trainer(
+        parameters=bank.parameters(STUDENT),
+        source=source,
+        objective=objective,
+        settings=loop_settings(settings, settings.updates_per_round),
+        folder=folder,
+        processes=processes,
+        identity=fingerprint(settings, settings.base, files),
+    )
+    resume_or_restart(trainer, resume=resume)
+    record(settings, folder, processes)
+    train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
+    save_student(trainer, bank, base=settings.base.path)
+    return folder
+
+
+def _algorithm(
+    settings: TeacherSettings, backbone: Backbone, bank: AdapterBank, walks: Walks, scorer: Scorer
+) -> tuple[BatchSource, Objective]:
     policy = partial(
         Policy,
         backbone,
         adapters=bank,
-        encoder=encoder,
+        encoder=walks.encoder,
         guidance_scale=settings.sampling.guidance_scale,
         guidance_batching=settings.compute.guidance_batching,
     )
-    source, objective = flow_grpo(
+    return flow_grpo(
         policy(adapter=STUDENT),
         policy(adapter=None),
         backbone,
-        build_walks(
-            backbone,
-            encoder,
-            PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
-            settings.sampling,
-            seed=seed,
-            micro_batch_size=settings.micro_batch_size,
-            processes=processes,
-        ),
+        walks,
         scorer,
         group_size=settings.group_size,
         shared_start=settings.shared_start,
@@ -82,28 +114,6 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         advantage_clip=settings.advantage_clip,
         kl_weight=settings.kl_weight,
     )
-    trainer = Trainer(
-        parameters=bank.parameters(STUDENT),
-        source=source,
-        objective=objective,
-        settings=LoopSettings(
-            rounds=settings.run.rounds,
-            updates_per_round=settings.updates_per_round,
-            optimizer=settings.optimizer,
-            ema=settings.ema,
-            checkpoint=settings.checkpoint,
-        ),
-        folder=folder,
-        processes=processes,
-        identity=fingerprint(
-            settings, settings.base, [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
-        ),
-    )
-    resume_or_restart(trainer, resume=resume)
-    record(settings, folder, processes)
-    train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
-    save_student(trainer, bank, base=settings.base.path)
-    return folder
 
 
 def _steps_of_round(settings: TeacherSettings, index: int) -> list[int]:

@@ -12,16 +12,29 @@ import torch
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings
+from flow_opd.config.distill import DistillSettings
 from flow_opd.config.reader import dump
+from flow_opd.config.teacher import TeacherSettings
 from flow_opd.files import write_json
 from flow_opd.processes import ALONE, Processes
 from flow_opd.training.metrics import MetricsLog
 from flow_opd.training.progress import ProgressBar
-from flow_opd.training.trainer import Trainer
+from flow_opd.training.trainer import LoopSettings, Trainer
 
 STUDENT = "student"
 ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
 TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
+
+
+def loop_settings(settings: DistillSettings | TeacherSettings, updates_per_round: int) -> LoopSettings:
+    """Returns how long a stage trains, how it steps and how often it is saved."""
+    return LoopSettings(
+        rounds=settings.run.rounds,
+        updates_per_round=updates_per_round,
+        optimizer=settings.optimizer,
+        ema=settings.ema,
+        checkpoint=settings.checkpoint,
+    )
 
 
 def open_run(run: PlaceSettings) -> Path:
