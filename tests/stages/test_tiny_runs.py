@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from flow_opd.config.locations import asset_folder
@@ -17,6 +18,10 @@ from flow_opd.rewards.quality_net import QualityNet
 
 pytestmark = pytest.mark.xdist_group("stages")
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+FILES = [
+    f"{{path: asset:prompts/train/{domain}.jsonl, limit: 4}}"
+    for domain in ("composition", "text", "preference", "quality")
+]
 SHORT_WALK = ["--set", "sampling.num_steps=3", "--set", "sampling.stochastic_steps=[0, 1]"]
 
 
@@ -131,6 +136,36 @@ def test_distill_moves_the_student(tmp_path: Path, objective: str) -> None:
     assert any(not start[name].equal(end[name]) for name in start)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert "anchor_kl" in lines[-1]
+
+
+def test_embeddings_made_beforehand_change_nothing(tmp_path: Path) -> None:
+    """The same student, and the second run encodes nothing: it finds all texts."""
+    command = [
+        "distill",
+        "asset:configs/distill.yaml",
+        *(
+            "--set",
+            "run.rounds=2",
+            "--set",
+            "prompts_per_round=4",
+            "--set",
+            "prompts=[" + ", ".join(FILES) + "]",
+        ),
+        *("--set", "sampling.guidance_scale=2.0", *SHORT_WALK),
+    ]
+    cache = ["--set", "embeddings={folder: cache, batch_size: 4, shard_size: 8}"]
+    succeeds(*command, "--out", "live", cwd=tmp_path)
+    succeeds(*command, "--out", "cached", *cache, cwd=tmp_path)
+    file = "adapter/adapter_model.safetensors"
+    live, cached = (load_file(tmp_path / name / file) for name in ("live", "cached"))
+    assert live.keys() == cached.keys()
+    for name, value in live.items():
+        torch.testing.assert_close(cached[name], value, rtol=0, atol=1e-5)
+    (identity,) = (tmp_path / "cache").iterdir()
+    shards = {shard: shard.stat().st_mtime_ns for shard in identity.iterdir()}
+    assert len(shards) >= 2
+    succeeds(*command, "--out", "again", *cache, cwd=tmp_path)
+    assert {shard: shard.stat().st_mtime_ns for shard in identity.iterdir()} == shards
 
 
 def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
