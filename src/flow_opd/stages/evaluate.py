@@ -200,7 +200,7 @@ def _cell_key(settings: EvaluateSettings, row: str, domain: str, judges: list[st
     if spec.adapter is not None:
         adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
     parts = {
-        "base": settings.base.model_dump(mode="json"),
+        "base": settings.base.model_dump(mode="json", exclude={"offline"}),
         "judges": judges,
         "adapter": adapter,
         "guidance": spec.guidance_scale,
