@@ -66,7 +66,7 @@ def tiny_sd3(
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic),
-            vae=_autoencoder(),
+            vae=tiny_autoencoder(),
             text_encoder=CLIPTextModelWithProjection(_clip_config(len(tokenizers[0]), width=8)),
             tokenizer=tokenizers[0],
             text_encoder_2=CLIPTextModelWithProjection(_clip_config(len(tokenizers[1]), width=8)),
@@ -97,7 +97,7 @@ def tiny_flux(*, seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
         pipe = FluxPipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance_embeds),
-            vae=_autoencoder(),
+            vae=tiny_autoencoder(),
             text_encoder=CLIPTextModel(_clip_config(len(tokenizer), width=16)),
             tokenizer=tokenizer,
             text_encoder_2=_t5(t5_tokenizer()),
@@ -145,7 +145,8 @@ def frozen(pipe: DiffusionPipeline) -> DiffusionPipeline:
     return pipe
 
 
-def _autoencoder() -> AutoencoderKL:
+def tiny_autoencoder(*, shift_factor: float | None = 0.06) -> AutoencoderKL:
+    """Returns a VAE that halves the side of a picture."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -158,7 +159,7 @@ def _autoencoder() -> AutoencoderKL:
         use_post_quant_conv=False,
         sample_size=8,
         scaling_factor=1.5,
-        shift_factor=0.06,
+        shift_factor=shift_factor,
     )
 
 

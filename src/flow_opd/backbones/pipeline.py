@@ -90,14 +90,14 @@ class DiffusersBackbone(ABC):
         """Returns x0 (the posterior mean, shifted and scaled), [B, C, H, W], of images in [0, 1]."""
         vae = self._part("vae")
         posterior = vae.encode((images * 2 - 1).to(device=self.device, dtype=vae.dtype)).latent_dist
-        x0 = (posterior.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+        x0 = (posterior.mode() - _shift(vae)) * vae.config.scaling_factor
         return x0.to(images.device, torch.float32)
 
     @torch.no_grad()
     def decode_latents(self, x0: Tensor) -> Tensor:
         """Returns images in [0, 1], [B, 3, height, width], of x0 [B, C, H, W]."""
         vae = self._part("vae")
-        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)
         image = vae.decode(latents, return_dict=False)[0].to(x0.device, torch.float32)
         return (image / 2 + 0.5).clamp(0, 1)
 
@@ -140,6 +140,11 @@ class DiffusersBackbone(ABC):
                 )
             )
         return part
+
+
+def _shift(vae: Any) -> float:
+    shift: float | None = vae.config.shift_factor
+    return 0.0 if shift is None else shift
 
 
 def grid(scheduler: Any, num_steps: int, *, tokens: int, given: Sequence[float] | None = None) -> Tensor:

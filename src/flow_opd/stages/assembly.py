@@ -145,9 +145,10 @@ def build_walks(
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    Where the run is written, what computes it and how often it is saved do not. A base is known by
-    the names and sizes of its weights (hashing gigabytes at every start would be no favour), everything
-    else by its content: a teacher or a prompts file that was replaced does not go unnoticed at a resume.
+    Where the run is written, what computes it, how often it is saved and whether the hub is asked do not.
+    A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
+    favour), everything else by its content: a teacher or a prompts file that was replaced does not go
+    unnoticed at a resume.
 
     Args:
         settings: all settings of the stage.
@@ -159,6 +160,7 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
         relevant.pop(section, None)
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
+    relevant["base"].pop("offline", None)
     relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
     relevant["files"] = [content(file) for file in files]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -63,7 +63,7 @@ class Cells:
         if spec.adapter is not None:
             adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
         parts = {
-            "base": settings.base.model_dump(mode="json"),
+            "base": settings.base.model_dump(mode="json", exclude={"offline"}),
             "judges": self._judges,
             "adapter": adapter,
             "guidance": spec.guidance_scale,
