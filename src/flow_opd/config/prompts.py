@@ -29,7 +29,31 @@ class _NewPromptsSettings(Settings):
     out: Path
     """The jsonl file; an older one of this name is replaced."""
     exclude: tuple[Name, ...] = ()
-    """Prompt files, such as a test set, of which nothing may come: not the same words, not the same meaning."""
+    """Prompt files, such as a test set, whose sentences, GenEval meanings and quoted texts may not come."""
+
+    @model_validator(mode="after")
+    def _out_fits(self) -> _NewPromptsSettings:
+        problems = []
+        if self.out.suffix == ".txt":
+            allowed = "a name that does not end in .txt, which is read as plain sentences"
+            problems.append(
+                Problem(
+                    ("out",), "a text file cannot hold metadata", str(self.out), allowed, "call it .jsonl"
+                )
+            )
+        if self.out.resolve() in [Path(name).resolve() for name in self.exclude]:
+            allowed, fix = "a file that is not excluded", "write into another file"
+            problems.append(
+                Problem(
+                    ("out",),
+                    "the new file would replace what it is to leave out",
+                    str(self.out),
+                    allowed,
+                    fix,
+                )
+            )
+        refuse(problems)
+        return self
 
 
 class TagSharesSettings(Settings):

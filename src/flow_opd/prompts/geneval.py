@@ -1,14 +1,15 @@
 """New composition prompts in GenEval's wording and metadata schema.
 
-Source: GenEval, arXiv 2310.11513: six tags, the 80 classes of COCO under GenEval's names, ten colours, counts from
-two to four. The share of each tag is Flow-GRPO's, arXiv 2505.05470, section 5.1.
-Differs: the plurals are English ("benches", "people"; GenEval's script writes "benchs", "persons"), and scissors and
-skis come in pairs; both wordings of one picture count as one prompt.
+Source: GenEval, arXiv 2310.11513: six tags, the 80 classes of COCO under GenEval's names, ten colours, counts
+from two to four.
+Differs: the plurals are English ("benches", "people"; GenEval's script writes "benchs", "persons"), scissors and
+skis come in pairs, and both ways to ask for one picture count as one prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations, permutations, product
 from typing import Any
 
@@ -17,22 +18,25 @@ from flow_opd.types import Prompt
 
 # COCO's order. GenEval renames three, whose names alone are ambiguous: mouse, remote and keyboard.
 CLASSES = tuple(
-    name.strip()
-    for name in """
-    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
-    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
-    computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
-    clock, vase, scissors, teddy bear, hair drier, toothbrush
-    """.split(",")
+    re.findall(
+        r"\w[\w ]+",
+        """
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop
+    sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+    backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
+    baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon,
+    bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch,
+    potted plant, bed, dining table, toilet, tv, laptop, computer mouse, tv remote, computer keyboard,
+    cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+    hair drier, toothbrush
+        """,
+    )
 )
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 COLORED = tuple(name for name in CLASSES if name != "person")  # GenEval gives people no colour
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-PAIRS = ("skis", "scissors")
+IN_PAIRS = ("skis", "scissors")
 IRREGULAR_PLURALS = {
     "person": "people",
     "sheep": "sheep",
@@ -41,11 +45,17 @@ IRREGULAR_PLURALS = {
 }
 
 Entry = dict[str, Any]
+Includes = tuple[list[Entry], ...]  # the include lists that ask for one picture
+
+_TWO = tuple(combinations(CLASSES, 2))
+_TWO_COLORED = tuple(combinations(COLORED, 2))
+_TWO_COLORS = tuple(permutations(COLORS, 2))
+_COUNTS = tuple(product(CLASSES, NUMBERS))
+_COLORS = tuple(product(COLORED, COLORS))
+_POSITIONS = tuple(product(_TWO, OPPOSITES))
 
 
-def new_prompts(
-    n: int, *, seed: int, task: str, shares: Mapping[str, float], taken: set[str]
-) -> Drawn:
+def new_prompts(n: int, *, seed: int, task: str, shares: Mapping[str, float], taken: set[str]) -> Drawn:
     """Returns n new prompts with GenEval's metadata, all asking for different pictures.
 
     Args:
@@ -62,45 +72,9 @@ def new_prompts(
 
 
 def pools(task: str) -> dict[str, Pool]:
-    """Returns tag -> all its prompts: one number per picture, with each way to ask for it."""
-    pairs, colored_pairs = list(combinations(CLASSES, 2)), list(combinations(COLORED, 2))
-    counts = list(product(CLASSES, NUMBERS))
-    colors = list(product(COLORED, COLORS))
-    color_pairs = list(permutations(COLORS, 2))
-    positions = list(product(pairs, OPPOSITES))
-
-    def prompt(tag: str, *include: Entry) -> Prompt:
-        return _prompt(task, tag, *include)
-
-    def two(number: int) -> tuple[Prompt, ...]:
-        return tuple(prompt("two_object", *map(item, order)) for order in _both(*pairs[number]))
-
-    def position(number: int) -> tuple[Prompt, ...]:
-        (one, other), relation = positions[number]
-        ways = ((one, relation, other), (other, OPPOSITES[relation], one))
-        return tuple(
-            prompt("position", item(target), {**item(subject), "position": [way, 0]})
-            for subject, way, target in ways
-        )
-
-    def color_attr(number: int) -> tuple[Prompt, ...]:
-        (one, other), (first, second) = (
-            colored_pairs[number // len(color_pairs)],
-            color_pairs[number % len(color_pairs)],
-        )
-        entries = item(one, color=first), item(other, color=second)
-        return tuple(prompt("color_attr", *order) for order in _both(*entries))
-
+    """Returns tag -> all its pictures by number, each with the prompts that ask for it."""
     return {
-        "single_object": Pool(len(CLASSES), lambda number: (prompt("single_object", item(CLASSES[number])),)),
-        "two_object": Pool(len(pairs), two),
-        "counting": Pool(len(counts), lambda number: (prompt("counting", item(*counts[number])),)),
-        "colors": Pool(
-            len(colors),
-            lambda number: (prompt("colors", item(colors[number][0], color=colors[number][1])),),
-        ),
-        "position": Pool(len(positions), position),
-        "color_attr": Pool(len(colored_pairs) * len(color_pairs), color_attr),
+        tag: Pool(size, partial(_prompts, task, tag, includes)) for tag, (size, includes) in _TAGS.items()
     }
 
 
@@ -125,23 +99,68 @@ def plural(name: str) -> str:
     return name + ("es" if name.endswith(("s", "ch", "sh")) else "s")
 
 
-def _prompt(task: str, tag: str, *include: Entry) -> Prompt:
-    metadata: dict[str, Any] = {"tag": tag, "include": list(include)}
-    if tag == "counting":
-        metadata["exclude"] = [item(include[0]["class"], include[0]["count"] + 1)]
-    return Prompt(caption(metadata["include"]), task.replace("{tag}", tag), metadata)
-
-
 def _noun(entry: Mapping[str, Any]) -> str:
     """Returns an entry as words: "an orange bench", "three dogs", "a pair of red skis"."""
     name, count, color = entry["class"], entry["count"], entry.get("color")
-    several = count > 1 and name not in PAIRS
-    thing = plural(name) if several else name
+    thing = plural(name) if count > 1 and name not in IN_PAIRS else name
     thing = f"{color} {thing}" if color else thing
-    if name in PAIRS:
+    if name in IN_PAIRS:
         thing = f"{'pairs' if count > 1 else 'pair'} of {thing}"
     return f"{NUMBERS[count]} {thing}" if count > 1 else f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
-def _both[T](one: T, other: T) -> tuple[tuple[T, T], tuple[T, T]]:
-    return (one, other), (other, one)
+def _prompts(task: str, tag: str, includes: Callable[[int], Includes], number: int) -> tuple[Prompt, ...]:
+    return tuple(_prompt(task.replace("{tag}", tag), tag, include) for include in includes(number))
+
+
+def _prompt(task: str, tag: str, include: list[Entry]) -> Prompt:
+    metadata: dict[str, Any] = {"tag": tag, "include": include}
+    if tag == "counting":
+        metadata["exclude"] = [item(include[0]["class"], include[0]["count"] + 1)]
+    return Prompt(caption(include), task, metadata)
+
+
+def _single_object(number: int) -> Includes:
+    return ([item(CLASSES[number])],)
+
+
+def _two_object(number: int) -> Includes:
+    one, other = _TWO[number]
+    return [item(one), item(other)], [item(other), item(one)]
+
+
+def _counting(number: int) -> Includes:
+    name, count = _COUNTS[number]
+    return ([item(name, count)],)
+
+
+def _colors(number: int) -> Includes:
+    name, color = _COLORS[number]
+    return ([item(name, color=color)],)
+
+
+def _position(number: int) -> Includes:
+    """As GenEval writes it: what is looked from comes first in the list and last in the sentence."""
+    (one, other), relation = _POSITIONS[number]
+    return (
+        [item(other), {**item(one), "position": [relation, 0]}],
+        [item(one), {**item(other), "position": [OPPOSITES[relation], 0]}],
+    )
+
+
+def _color_attr(number: int) -> Includes:
+    things, colors = divmod(number, len(_TWO_COLORS))
+    one, other = (
+        item(name, color=color) for name, color in zip(_TWO_COLORED[things], _TWO_COLORS[colors], strict=True)
+    )
+    return [one, other], [other, one]
+
+
+_TAGS: dict[str, tuple[int, Callable[[int], Includes]]] = {
+    "single_object": (len(CLASSES), _single_object),
+    "two_object": (len(_TWO), _two_object),
+    "counting": (len(_COUNTS), _counting),
+    "colors": (len(_COLORS), _colors),
+    "position": (len(_POSITIONS), _position),
+    "color_attr": (len(_TWO_COLORED) * len(_TWO_COLORS), _color_attr),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,10 +34,17 @@ def keys(prompt: Prompt) -> tuple[str, ...]:
     second one, the picture that it asks for: "a dog and a cat" asks for what "a cat and a dog" does, and "a
     dog left of a cat" for what "a cat right of a dog" does.
     """
-    sentence = "sentence " + _plain(prompt.text)
+    sentence = "sentence " + plain(prompt.text)
     if "tag" not in prompt.metadata or "include" not in prompt.metadata:
         return (sentence,)
     return (sentence, "meaning " + _meaning(prompt.metadata))
+
+
+def plain(text: str) -> str:
+    """Returns a text in lower case without punctuation, its words one space apart."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # A prompt of signs alone would be nothing without them.
+    return _BETWEEN_WORDS.sub(" ", _APOSTROPHES.sub("", folded)).strip() or folded.strip()
 
 
 def repeats(lines: Lines) -> list[Match]:
@@ -108,12 +114,6 @@ def _message(what: str, matches: Sequence[Match]) -> str:
     return "\n".join([summary, *listed, *([f"  and {rest} more"] if rest else [])])
 
 
-def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # A prompt of signs alone would be nothing without them.
-    return _BETWEEN_WORDS.sub(" ", _APOSTROPHES.sub("", folded)).strip() or folded.strip()
-
-
 def _meaning(metadata: Mapping[str, Any]) -> str:
     """Returns the things, relations and limits of GenEval metadata as one text, in one order.
 
@@ -121,13 +121,15 @@ def _meaning(metadata: Mapping[str, Any]) -> str:
     """
     include = metadata["include"]
     things = [_entry(entry) for entry in include]
-    relations = [_relation(things[index], entry.get("position"), things) for index, entry in enumerate(include)]
+    relations = [
+        _relation(things[index], entry.get("position"), things) for index, entry in enumerate(include)
+    ]
     limits = sorted(_entry(entry) for entry in metadata.get("exclude", ()))
-    return json.dumps([sorted(things), sorted(filter(None, relations)), limits])
+    return f"{sorted(things)} {sorted(filter(None, relations))} {limits}"
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
-    return json.dumps({key: value for key, value in entry.items() if key != "position"}, sort_keys=True)
+    return str([(key, entry[key]) for key in sorted(entry) if key != "position"])
 
 
 def _relation(subject: str, position: Any, things: Sequence[str]) -> str:
@@ -137,5 +139,5 @@ def _relation(subject: str, position: Any, things: Sequence[str]) -> str:
         relation, index = position
         (axis, first), target = _AXES[relation], things[index]
     except (TypeError, ValueError, KeyError, IndexError):
-        return json.dumps([subject, position])
-    return json.dumps([axis, subject, target] if first else [axis, target, subject])
+        return f"{subject} {position}"
+    return f"{axis} {subject} {target}" if first else f"{axis} {target} {subject}"

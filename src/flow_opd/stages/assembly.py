@@ -20,7 +20,8 @@ from flow_opd.files import sha256
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.prompts.batches import PromptGroups
-from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.prompts.jsonl import read_lines
+from flow_opd.prompts.overlap import problems, refuse
 from flow_opd.protocols import Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
@@ -51,12 +52,25 @@ def lora_settings(lora: common.LoraSettings) -> LoraSettings:
 
 
 def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
-    """Returns the prompts of all files, in order."""
-    return [
-        prompt
-        for file in files
-        for prompt in read_prompts(locate(file.path, key="prompts.path"), task=file.task, limit=file.limit)
-    ]
+    """Returns the prompts of all files, in order.
+
+    Raises:
+        DataError: for files that cannot be read and, where the settings ask for it, for prompts that are there
+            twice or in a file that may share none.
+    """
+    return [prompt for file in files for prompt in _load_file(file)]
+
+
+def _load_file(file: common.PromptsSettings) -> list[Prompt]:
+    lines = read_lines(
+        locate(file.path, key="prompts.path"), task=file.task, text_in_quotes=file.text_in_quotes
+    )[: file.limit]
+    others = {
+        name: read_lines(locate(name, key="prompts.disjoint_from"), task="none")
+        for name in file.disjoint_from
+    }
+    refuse(problems(file.path, lines, repeated=not file.unique, others=others))
+    return [prompt for _, prompt in lines]
 
 
 def build_reward(spec: RewardSpec) -> Reward:
