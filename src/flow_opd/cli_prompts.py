@@ -49,12 +49,14 @@ def geneval(
     """
     values = {"n": n, "seed": seed, "out": str(out), "exclude": exclude or [], "task": task}
     with told_to_the_user():
+        from flow_opd.config.document import parse_value
         from flow_opd.config.prompts import GenEvalPromptsSettings
         from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import write_geneval
 
-        shares = [f"shares.{one}" for one in share or []]
-        _done(write_geneval(from_values(values, GenEvalPromptsSettings, shares)))
+        parts = [one.partition("=") for one in share or []]
+        shares = {tag.strip(): parse_value(number, "--share") for tag, _, number in parts}
+        _done(write_geneval(from_values({**values, "shares": shares}, GenEvalPromptsSettings)))
 
 
 @prompts.command("ocr")

@@ -211,6 +211,9 @@ class PromptsSettings(Settings):
     """Prompt files, such as a test set, that may share no prompt with this one."""
 
 
+PROMPT_CHECKS = ("unique", "disjoint_from")  # settings of a prompts file that change no prompt
+
+
 def window_range(window: StepWindow, num_steps: int) -> tuple[int, int]:
     """Returns a window of steps as (first, stop), stop excluded."""
     if window == "all-but-last":

@@ -87,11 +87,15 @@ def problems(
         others: name -> prompts of the files that may share none with it.
     """
     again = [] if repeated else repeats(lines)
-    messages = [_message(f"prompts that {name} holds more than once", again)] if again else []
+    fix = "remove these lines, or allow them: --repeats, or 'unique: false' in a configuration"
+    messages = [_message(f"lines of {name} that repeat an earlier line", again, fix)] if again else []
     for other, theirs in (others or {}).items():
         shared = leaks(lines, theirs)
         if shared:
-            messages.append(_message(f"prompts of {name} that {other} holds too", shared))
+            fix = (
+                "remove these lines from one of the files, or write new ones: flow-opd prompts ... --exclude"
+            )
+            messages.append(_message(f"prompts of {name} that {other} holds too", shared, fix))
     return messages
 
 
@@ -102,12 +106,12 @@ def refuse(messages: Iterable[str]) -> None:
         raise DataError(told)
 
 
-def _message(what: str, matches: Sequence[Match]) -> str:
+def _message(what: str, matches: Sequence[Match], fix: str) -> str:
     summary = explain(
         what,
         value=len(matches),
         allowed="none; case, punctuation, spacing and, in GenEval metadata, the order of naming do not count",
-        fix="remove these lines from one of the files, or write a new set with 'flow-opd prompts'",
+        fix=fix,
     )
     listed = [f"  {one.place} {one.text!r} = {one.other_place} {one.other_text!r}" for one in matches[:SHOWN]]
     rest = len(matches) - len(listed)

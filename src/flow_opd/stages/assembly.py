@@ -55,8 +55,8 @@ def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
     """Returns the prompts of all files, in order.
 
     Raises:
-        DataError: for files that cannot be read and, where the settings ask for it, for prompts that are there
-            twice or in a file that may share none.
+        DataError: for files that cannot be read; where the settings ask for it, also for prompts that are
+            there twice or in a file that may share none.
     """
     return [prompt for file in files for prompt in _load_file(file)]
 
@@ -114,9 +114,10 @@ def build_walks(
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    Where the run is written, what computes it and how often it is saved do not. A base is known by
-    the names and sizes of its weights (hashing gigabytes at every start would be no favour), everything
-    else by its content: a teacher or a prompts file that was replaced does not go unnoticed at a resume.
+    Where the run is written, what computes it, how often it is saved and how its prompts are checked do not.
+    A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
+    favour), everything else by its content: a teacher or a prompts file that was replaced does not go
+    unnoticed at a resume.
 
     Args:
         settings: all settings of the stage.
@@ -128,6 +129,9 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
         relevant.pop(section, None)
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
+    for file in relevant.get("prompts", []):
+        for key in common.PROMPT_CHECKS:
+            file.pop(key)
     relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
     relevant["files"] = [content(file) for file in files]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from rich.console import Console
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
+from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.evaluation.images import Camera, Sheet
@@ -200,7 +201,7 @@ def _cell_key(settings: EvaluateSettings, row: str, domain: str, judges: list[st
         "adapter": adapter,
         "guidance": spec.guidance_scale,
         "prompts": sha256(locate(settings.domains[domain].path)),
-        "file": settings.domains[domain].model_dump(mode="json"),
+        "file": settings.domains[domain].model_dump(mode="json", exclude=set(PROMPT_CHECKS)),
         "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
         "steps": settings.num_steps,
         "seeds": [settings.run.seed, *settings.seeds],
