@@ -135,10 +135,10 @@ def test_both_wordings_ask_for_one_picture():
         assert set(keys(first)) & set(keys(second))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(
     seed=st.integers(0, 2**40),
-    n=st.integers(1, 150),
+    n=st.integers(1, 80),
     shares=st.fixed_dictionaries({tag: st.integers(0, 9) for tag in TAGS}),
 )
 def test_sets_are_deterministic_without_duplicates_and_read_back(tmp_path_factory, seed, n, shares):
@@ -178,7 +178,7 @@ def test_a_tag_that_is_used_up_passes_its_share_on():
     assert abs(tags["position"] - tags["two_object"]) <= 1
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(seed=st.integers(0, 1000), other=st.integers(0, 1000))
 def test_excluded_pictures_never_come(seed, other):
     excluded = draw(300, seed=other).prompts
