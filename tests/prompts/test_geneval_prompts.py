@@ -18,6 +18,7 @@ from flow_opd.prompts.jsonl import read_lines, read_prompts, write_prompts
 from flow_opd.prompts.overlap import keys, leaks, repeats
 from flow_opd.rewards.detectors import Detection
 from flow_opd.rewards.geneval import RELATIONS, TAGS, GenEvalReward
+from flow_opd.types import Prompt
 
 EQUAL = dict.fromkeys(TAGS, 1.0)
 FLOW_GRPO = TagSharesSettings().model_dump()
@@ -128,6 +129,19 @@ def test_metadata_follow_the_schema():
             assert len({entry["color"] for entry in include}) == len(include)
 
 
+def test_no_two_numbers_ask_for_one_picture():
+    """All numbers, but for every 37th of the largest tag."""
+    every = pools("t").values()
+    numbers = [
+        (pool, number) for pool in every for number in range(0, pool.size, 37 if pool.size > 20_000 else 1)
+    ]
+    owners = Counter(
+        key for pool, number in numbers for key in {keys(one)[1] for one in pool.wordings(number)}
+    )
+    assert len(numbers) > 24_000
+    assert max(owners.values()) == 1
+
+
 def test_both_wordings_ask_for_one_picture():
     for tag in ("two_object", "position", "color_attr"):
         first, second = pools("t")[tag].wordings(77)
@@ -187,9 +201,10 @@ def test_excluded_pictures_never_come(seed, other):
     assert not leaks([("new", prompt) for prompt in prompts], [("old", prompt) for prompt in excluded])
 
 
-def test_an_excluded_sentence_excludes_the_other_wording_too():
+@pytest.mark.parametrize("things", ["a cat and a dog", "a dog and a cat"])
+def test_an_excluded_sentence_excludes_the_other_wording_too(things):
     only = {**dict.fromkeys(TAGS, 0), "two_object": 1}
-    taken = {"sentence a photo of a cat and a dog"}
+    taken = {f"sentence a photo of {things}"}
     prompts = draw(3159, shares=only, taken=taken).prompts
     assert not {"a photo of a cat and a dog", "a photo of a dog and a cat"} & {each.text for each in prompts}
     with pytest.raises(DataError):
@@ -211,6 +226,41 @@ def test_a_task_may_name_the_tag():
     prompts = draw(60, task="composition-{tag}").prompts
     assert all(prompt.task == f"composition-{prompt.metadata['tag']}" for prompt in prompts)
     assert [prompt.metadata for prompt in prompts] == [prompt.metadata for prompt in draw(60).prompts]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {
+            "tag": "counting",
+            "include": [{"class": "bench", "count": 4}],
+            "exclude": [{"class": "bench", "count": 5}],
+            "prompt": "a photo of four benchs",
+        },
+        {
+            "tag": "position",
+            "include": [
+                {"class": "zebra", "count": 1},
+                {"class": "skis", "count": 1, "position": ["right of", 0]},
+            ],
+            "prompt": "a photo of a skis right of a zebra",
+        },
+        {
+            "tag": "color_attr",
+            "include": [
+                {"class": "handbag", "count": 1, "color": "pink"},
+                {"class": "scissors", "count": 1, "color": "black"},
+            ],
+            "prompt": "a photo of a pink handbag and a black scissors",
+        },
+    ],
+)
+def test_lines_in_genevals_own_wording_are_known_by_their_meaning(tmp_path, line):
+    (tmp_path / "test.jsonl").write_text(json.dumps(line))
+    (theirs,) = read_prompts(tmp_path / "test.jsonl", task="composition")
+    ours = Prompt(caption(line["include"]), "composition", theirs.metadata)
+    assert ours.text != theirs.text
+    assert leaks([("ours", ours)], [("theirs", theirs)])
 
 
 class Told:

@@ -29,6 +29,7 @@ def thing(name, count=1, **facts):
     ("first", "second"),
     [
         ("A sign that says “Don’t Walk”!", 'a  sign that says "don\'t walk"'),
+        ("it's don't", "ITS DONT"),
         ("a well-lit street.", "A well lit street"),
         ("a café at night", "A CAFÉ, at night"),
         ("ａ cat", "a cat"),

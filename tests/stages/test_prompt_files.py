@@ -12,11 +12,13 @@ from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
 from flow_opd.config.reader import from_values
 from flow_opd.errors import DataError
 from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.stages.assembly import fingerprint, load_prompts
+from flow_opd.stages.evaluate import _cell_key
 
 GENEVAL_LINE = {
     "tag": "two_object",
@@ -71,6 +73,8 @@ def test_new_composition_prompts(tmp_path: Path) -> None:
     elsewhere = read_prompts("runs/prompts/geneval.jsonl")
     assert [prompt.text for prompt in elsewhere] == [prompt.text for prompt in written]
     assert {prompt.task for prompt in elsewhere} == {"objects"}
+    assert prompts("geneval", "--n", 50, "--seed", 4).exit_code == 0
+    assert read_prompts("runs/prompts/geneval.jsonl")[:10] != written[:10]
     assert prompts("check", "a.jsonl", "--against", "test.jsonl").exit_code == 0
 
 
@@ -103,6 +107,10 @@ def test_new_text_prompts() -> None:
     assert {prompt.task for prompt in written} == {"text"}
     assert "Moon" not in {prompt.metadata["text"] for prompt in written}
     assert prompts("check", "runs/prompts/ocr.jsonl", "--against", "test.txt").exit_code == 0
+    assert prompts(*words, "--seed", 1, "--task", "signs").exit_code == 0
+    other = read_prompts("runs/prompts/ocr.jsonl")
+    assert {prompt.task for prompt in other} == {"signs"}
+    assert other[0].text != written[0].text
 
 
 @pytest.mark.parametrize(
@@ -207,6 +215,21 @@ def test_a_check_does_not_make_another_training() -> None:
 
     assert identity() == identity(unique=True) == identity(disjoint_from=["test.txt"])
     assert len({identity(), identity(text_in_quotes=True), identity(limit=1)}) == 3
+
+
+def test_a_check_does_not_make_another_table() -> None:
+    def key(**settings: object) -> str:
+        values = {
+            "run": {"out": "x"},
+            "base": {"path": "asset:base", "max_sequence_length": 0},
+            "rows": {"base": {}},
+            "domains": {"text": {"path": "asset:prompts/test/text.jsonl", **settings}},
+            "rewards": [{"name": "ocr"}],
+        }
+        return _cell_key(from_values(values, EvaluateSettings), "base", "text", [])
+
+    assert key() == key(unique=True) == key(disjoint_from=["train.txt"])
+    assert len({key(), key(text_in_quotes=True), key(limit=1)}) == 3
 
 
 @pytest.mark.parametrize("model", [GenEvalPromptsSettings, OCRPromptsSettings, CheckPromptsSettings])

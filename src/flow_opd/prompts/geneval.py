@@ -8,7 +8,7 @@ and skis come in pairs, and both ways to ask for one picture count as one prompt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from itertools import combinations, permutations, product
 from typing import Any
@@ -51,7 +51,7 @@ _COLORS = tuple(product(COLORED, COLORS))
 _POSITIONS = tuple(product(_TWO, OPPOSITES))
 
 
-def new_prompts(n: int, *, seed: int, task: str, shares: Mapping[str, float], taken: set[str]) -> Drawn:
+def new_prompts(n: int, *, seed: int, task: str, shares: Mapping[str, float], taken: Set[str]) -> Drawn:
     """Returns n new prompts with GenEval's metadata, all asking for different pictures.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import partial
 from itertools import product
 
@@ -42,7 +42,7 @@ def new_prompts(
     seed: int,
     task: str,
     lengths: Iterable[int],
-    taken: set[str],
+    taken: Set[str],
     taken_texts: Iterable[str] = (),
 ) -> Drawn:
     """Returns n new prompts, each with the words to be drawn as the metadata "text".

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from flow_opd.types import Prompt
 
 @dataclass(frozen=True)
 class Pool:
-    """All prompts of one kind, by number."""
+    """All prompts of one kind, by number; no two numbers hold the same prompt (`overlap.keys`)."""
 
     size: int
     wordings: Callable[[int], tuple[Prompt, ...]]  # 0 .. size - 1 -> one or more ways to ask for one picture
@@ -29,9 +29,9 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    pools: Mapping[str, Pool], shares: Mapping[str, float], n: int, *, seed: int, taken: set[str]
+    pools: Mapping[str, Pool], shares: Mapping[str, float], n: int, *, seed: int, taken: Set[str]
 ) -> Drawn:
-    """Returns n prompts, no two of them the same, the pools taking turns by their shares.
+    """Returns n prompts, no two of them out of one number, the pools taking turns by their shares.
 
     Every stretch of the result has about the right mixture. A pool of which nothing is left passes its share
     on to the others. The result is a function of the arguments.
@@ -46,9 +46,8 @@ def draw(
     Raises:
         DataError: if there are fewer than n.
     """
-    seen = set(taken)
     streams = {
-        name: _fresh(pool, n, np.random.default_rng((seed, number)), seen)
+        name: _fresh(pool, n, np.random.default_rng((seed, number)), taken)
         for number, (name, pool) in enumerate(pools.items())
         if shares[name] > 0
     }
@@ -77,12 +76,10 @@ def draw(
     return Drawn(drawn, tuple(name for name in chosen if name not in streams))
 
 
-def _fresh(pool: Pool, n: int, rng: np.random.Generator, seen: set[str]) -> Iterator[Prompt]:
-    """Yields the prompts of a pool that have not been seen, in random order: n of them, or all there are."""
-    # Each key that has been seen stands in the way of one number at most, so these numbers are enough.
-    for number in rng.choice(pool.size, min(pool.size, n + len(seen)), replace=False).tolist():
+def _fresh(pool: Pool, n: int, rng: np.random.Generator, taken: Set[str]) -> Iterator[Prompt]:
+    """Yields the prompts of a pool that are not taken, in random order: n of them, or all there are."""
+    # Each key that is taken stands in the way of one number at most, so these numbers are enough.
+    for number in rng.choice(pool.size, min(pool.size, n + len(taken)), replace=False).tolist():
         wordings = pool.wordings(number)
-        own = [key for wording in wordings for key in keys(wording)]
-        if seen.isdisjoint(own):
-            seen.update(own)
+        if taken.isdisjoint(key for wording in wordings for key in keys(wording)):
             yield wordings[int(rng.integers(len(wordings)))]
