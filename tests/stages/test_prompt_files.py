@@ -73,7 +73,7 @@ def test_new_composition_prompts(tmp_path: Path) -> None:
     elsewhere = read_prompts("runs/prompts/geneval.jsonl")
     assert [prompt.text for prompt in elsewhere] == [prompt.text for prompt in written]
     assert {prompt.task for prompt in elsewhere} == {"objects"}
-    assert prompts("geneval", "--n", 50, "--seed", 4).exit_code == 0
+    assert prompts(*again, "--seed", 4).exit_code == 0
     assert read_prompts("runs/prompts/geneval.jsonl")[:10] != written[:10]
     assert prompts("check", "a.jsonl", "--against", "test.jsonl").exit_code == 0
 
