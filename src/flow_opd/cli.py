@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flow_opd.cli_prompts import prompts as prompts_app
 from flow_opd.console import told_to_the_user
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded laboratory: models and prompts.")
 app.add_typer(miniature, name="miniature")
+app.add_typer(prompts_app, name="prompts")
 
 
 def main() -> None:

@@ -216,6 +216,15 @@ class PromptsSettings(Settings):
     """Task of all prompts in a file whose lines do not name theirs."""
     limit: PositiveInt | None = None
     """Takes only so many prompts from the start of the file."""
+    text_in_quotes: bool = False
+    """The first words in double quotes are what the OCR reward looks for, as in Flow-GRPO's text files."""
+    unique: bool = False
+    """Refuses the file if it holds a prompt twice."""
+    disjoint_from: tuple[Name, ...] = ()
+    """Prompt files, such as a test set, that may share no prompt with this one."""
+
+
+PROMPT_CHECKS = ("unique", "disjoint_from")  # settings of a prompts file that change no prompt
 
 
 def window_range(window: StepWindow, num_steps: int) -> tuple[int, int]:

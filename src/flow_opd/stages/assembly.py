@@ -22,7 +22,8 @@ from flow_opd.flow.schedule import make_schedule
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.embeddings import EmbeddingCache
-from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.prompts.jsonl import read_lines
+from flow_opd.prompts.overlap import problems, refuse
 from flow_opd.protocols import Backbone, PromptEncoder, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
@@ -90,12 +91,25 @@ def lora_settings(lora: common.LoraSettings) -> LoraSettings:
 
 
 def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
-    """Returns the prompts of all files, in order."""
-    return [
-        prompt
-        for file in files
-        for prompt in read_prompts(locate(file.path, key="prompts.path"), task=file.task, limit=file.limit)
-    ]
+    """Returns the prompts of all files, in order.
+
+    Raises:
+        DataError: for files that cannot be read; where the settings ask for it, also for prompts that are
+            there twice or in a file that may share none.
+    """
+    return [prompt for file in files for prompt in _load_file(file)]
+
+
+def _load_file(file: common.PromptsSettings) -> list[Prompt]:
+    lines = read_lines(
+        locate(file.path, key="prompts.path"), task=file.task, text_in_quotes=file.text_in_quotes
+    )[: file.limit]
+    others = {
+        name: read_lines(locate(name, key="prompts.disjoint_from"), task="none")
+        for name in file.disjoint_from
+    }
+    refuse(problems(file.path, lines, repeated=not file.unique, others=others))
+    return [prompt for _, prompt in lines]
 
 
 def build_reward(spec: RewardSpec) -> Reward:
@@ -145,7 +159,8 @@ def build_walks(
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    Where the run is written, what computes it, how often it is saved and whether the hub is asked do not.
+    Where the run is written, what computes it, how often it is saved, whether the hub is asked and how its
+    prompts are checked do not.
     A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
     favour), everything else by its content: a teacher or a prompts file that was replaced does not go
     unnoticed at a resume.
@@ -161,6 +176,9 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
     relevant["base"].pop("offline", None)
+    for file in relevant.get("prompts", []):
+        for key in common.PROMPT_CHECKS:
+            file.pop(key)
     relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
     relevant["files"] = [content(file) for file in files]
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]

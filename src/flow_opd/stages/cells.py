@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.files import sha256, write_json
@@ -68,7 +69,7 @@ class Cells:
             "adapter": adapter,
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
-            "file": settings.domains[domain].model_dump(mode="json"),
+            "file": settings.domains[domain].model_dump(mode="json", exclude=set(PROMPT_CHECKS)),
             "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds],
