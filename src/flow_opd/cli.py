@@ -178,7 +178,9 @@ def evaluate(
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, each in quotes.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder or asset:NAME; none: the base.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter: path, asset:NAME or hub id; none: the base.")
+    ] = None,
     base: Annotated[str, typer.Option(help="Pipeline folder, asset:NAME or hub id.")] = "asset:base",
     text_tokens: Annotated[int, typer.Option(help="T5 tokens per prompt; 0 for a base without T5.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 1.0,

@@ -31,6 +31,7 @@ from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
+from flow_opd.stages.adapters import files_of, load_lora
 from flow_opd.stages.assembly import build_reward, content, load_backbone, load_prompts, reward_files
 from flow_opd.stages.training import open_run, record
 from flow_opd.training.progress import ProgressBar
@@ -134,7 +135,7 @@ def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Po
         adapter = None
         if row.adapter is not None:
             adapter = f"row{index}"
-            bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
+            bank.put(adapter, load_lora(row.adapter, settings.base, key=f"rows.{name}.adapter"))
         policies[name] = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=row.guidance_scale)
     return policies
 
@@ -193,7 +194,7 @@ def _cell_key(settings: EvaluateSettings, row: str, domain: str, judges: list[st
     spec = settings.rows[row]
     adapter = None
     if spec.adapter is not None:
-        adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
+        adapter = [sha256(file) for file in files_of(spec.adapter, settings.base, key=f"rows.{row}.adapter")]
     parts = {
         "base": settings.base.model_dump(mode="json"),
         "judges": judges,
