@@ -24,7 +24,11 @@ COMMANDS = [
     ["generate"],
     ["demo"],
     ["report"],
+    ["export"],
+    ["card"],
+    ["publish"],
 ]
+WITHOUT_KEYS = (["report"], ["card"], ["publish"])  # their options are all there is
 LEAVES = [command for command in COMMANDS if command != ["miniature"]]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 MERGE = """\
@@ -73,11 +77,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [leaf for leaf in LEAVES if leaf != ["report"]], ids=" ".join)
+@pytest.mark.parametrize("command", [leaf for leaf in LEAVES if leaf not in WITHOUT_KEYS], ids=" ".join)
 def test_keys_of_each_command_are_listed(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--keys"])
     assert result.exit_code == 0
-    assert "run.seed" in result.stdout
+    assert ("base.path" if command == ["export"] else "run.seed") in result.stdout
 
 
 def test_reading_a_configuration_needs_no_torch(tmp_path: Path) -> None:
@@ -125,6 +129,11 @@ def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
         (["distil"], ["No such command 'distil'", "Did you mean 'distill'?"]),
         (["merge", "good.yaml", "--sett", "x=1"], ["No such option", "--set"]),
         (["merge"], ["Missing argument 'CONFIG'"]),
+        (["export", "nowhere", "--out", "x"], ["'RUN' names something that does not exist: 'nowhere'"]),
+        (["export", "nowhere", "--format", "peeft"], ["'format'", "'peft'", "Did you mean 'peft'?"]),
+        (["card", "nowhere"], ["nowhere/config.yaml"]),
+        (["publish", "nowhere", "--repo", "just-a-name"], ["'repo'", "just-a-name"]),
+        (["publish", "nowhere", "--repo", "owner/name"], ["not an adapter", "nowhere"]),
     ],
     ids=lambda value: " ".join(value),
 )

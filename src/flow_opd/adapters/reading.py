@@ -16,7 +16,7 @@ from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.adapters.uniform import Factors, one_form
 from flow_opd.errors import AdapterError, explain
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_adapter(path: Path | str, *, alpha: float | None = None) -> LoraWeights:
@@ -158,7 +158,7 @@ def _contradiction(alpha: object, own: object, source: str) -> AdapterError:
 
 
 def _refuse_pickle(folder: Path) -> None:
-    pickled = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLED)
+    pickled = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
     if pickled and not list(folder.glob("*.safetensors")):
         raise AdapterError(
             explain(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flow_opd.errors import ConfigError, explain, nearest
 
 ASSET = "asset:"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"\w[\w./-]*")
 
 
@@ -63,7 +63,7 @@ def locate_model(name: str, *, key: str = "path") -> str:
     Raises:
         ConfigError: if it is neither.
     """
-    if not name.startswith(ASSET) and not Path(name).expanduser().exists() and _HUB_ID.match(name):
+    if not name.startswith(ASSET) and not Path(name).expanduser().exists() and HUB_NAME.fullmatch(name):
         return name
     return str(locate(name, key=key))
 
@@ -71,7 +71,7 @@ def locate_model(name: str, *, key: str = "path") -> str:
 def hub_id(name: str) -> HubId | None:
     """Returns the repository that "owner/name" or "owner/name@revision" means, or None for others."""
     repository, at, revision = name.partition("@")
-    if name.startswith(ASSET) or Path(name).expanduser().exists() or not _HUB_ID.match(repository):
+    if name.startswith(ASSET) or Path(name).expanduser().exists() or not HUB_NAME.fullmatch(repository):
         return None
     if not at:
         return HubId(repository, None)
