@@ -132,7 +132,10 @@ def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
         (["export", "nowhere", "--out", "x"], ["'RUN' names something that does not exist: 'nowhere'"]),
         (["export", "nowhere", "--format", "peeft"], ["'format'", "'peft'", "Did you mean 'peft'?"]),
         (["card", "nowhere"], ["nowhere/config.yaml"]),
-        (["publish", "nowhere", "--repo", "just-a-name"], ["'repo'", "just-a-name"]),
+        (
+            ["publish", "nowhere", "--repo", "just-a-name"],
+            ["no name of a repository", "'just-a-name'", "'owner/name'"],
+        ),
         (["publish", "nowhere", "--repo", "owner/name"], ["not an adapter", "nowhere"]),
     ],
     ids=lambda value: " ".join(value),
