@@ -33,7 +33,7 @@ class DistillTeacherSettings(Settings):
     tasks: tuple[Name, ...]
     """Tasks whose prompts this teacher answers for."""
     adapter: Name
-    """Adapter folder or 'asset:NAME'."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
 
@@ -65,7 +65,7 @@ class ColdStartSettings(Settings):
     merge: MergeMethodSpec | None = None
     """Method that merges the teachers, as in the stage merge."""
     adapter: Name | None = None
-    """Adapter folder or 'asset:NAME' to start from instead."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]' to start from instead."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ColdStartSettings:

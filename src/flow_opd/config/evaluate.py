@@ -22,7 +22,7 @@ class RowSettings(Settings):
     """A row of the table: the base with one adapter or none."""
 
     adapter: Name | None = None
-    """Adapter folder or 'asset:NAME'; null is the base itself."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'; null is the base itself."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of this row; 1 switches it off."""
     domains: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None

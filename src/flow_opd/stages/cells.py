@@ -13,6 +13,7 @@ from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
+from flow_opd.stages.adapters import files_of
 from flow_opd.stages.assembly import content, reward_files
 
 ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
@@ -62,7 +63,9 @@ class Cells:
         spec = settings.rows[row]
         adapter = None
         if spec.adapter is not None:
-            adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
+            adapter = [
+                sha256(file) for file in files_of(spec.adapter, settings.base, key=f"rows.{row}.adapter")
+            ]
         parts = {
             "base": settings.base.model_dump(mode="json", exclude={"offline"}),
             "judges": self._judges,

@@ -6,13 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
 from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
-from flow_opd.config.locations import locate
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
@@ -21,6 +19,7 @@ from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
 from flow_opd.protocols import Backbone, BatchSource, PromptEncoder
 from flow_opd.rollout.walks import Walks
+from flow_opd.stages.adapters import files_of, load_lora
 from flow_opd.stages.assembly import (
     build_walks,
     encode_beforehand,
@@ -117,16 +116,16 @@ def _bank(settings: DistillSettings, backbone: Backbone, processes: Processes) -
     bank = AdapterBank(backbone)
     loras = []
     for teacher in settings.teachers:
-        bank.load(teacher.name, locate(teacher.adapter, key="teachers.adapter"))
-        loras.append(bank.weights(teacher.name))
+        loras.append(load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
+        bank.put(teacher.name, loras[-1])
     if settings.anchor is not None and settings.anchor.adapter is not None:
-        bank.load(ANCHOR, locate(settings.anchor.adapter, key="anchor.adapter"))
+        bank.put(ANCHOR, load_lora(settings.anchor.adapter, settings.base, key="anchor.adapter"))
     start = settings.cold_start
     if start is None:
         lora = lora_settings(settings.lora or LoraSettings())
         bank.add(STUDENT, lora, derived_seed(settings.run.seed, "lora"))
     elif start.adapter is not None:
-        bank.put(STUDENT, LoraWeights.read(locate(start.adapter, key="cold_start.adapter")))
+        bank.put(STUDENT, load_lora(start.adapter, settings.base, key="cold_start.adapter"))
     else:
         assert start.merge is not None
         merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
@@ -144,7 +143,8 @@ def _files(settings: DistillSettings) -> list[Path]:
         named.append(("anchor.adapter", settings.anchor.adapter))
     if settings.cold_start is not None and settings.cold_start.adapter is not None:
         named.append(("cold_start.adapter", settings.cold_start.adapter))
-    return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
+    adapters = [file for key, name in named for file in files_of(name, settings.base, key=key)]
+    return [*prompt_files(settings.prompts), *adapters]
 
 
 def _cast(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: AdapterBank) -> Cast:

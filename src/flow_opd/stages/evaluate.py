@@ -29,6 +29,7 @@ from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
+from flow_opd.stages.adapters import load_lora
 from flow_opd.stages.assembly import build_reward, encode_beforehand, load_backbone, load_prompts
 from flow_opd.stages.cells import Cells, ScoreTable
 from flow_opd.stages.launch import join_processes
@@ -153,7 +154,7 @@ def _policies(settings: EvaluateSettings, backbone: Backbone, encoder: PromptEnc
         adapter = None
         if row.adapter is not None:
             adapter = f"row{index}"
-            bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
+            bank.put(adapter, load_lora(row.adapter, settings.base, key=f"rows.{name}.adapter"))
         policies[name] = Policy(
             backbone,
             adapters=bank,

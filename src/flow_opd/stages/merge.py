@@ -11,7 +11,6 @@ from rich.console import Console
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
 from flow_opd.adapters.merging import MergeReport, merge
-from flow_opd.config.locations import locate
 from flow_opd.config.merge import (
     DAREMergeSettings,
     MergeMethodSpec,
@@ -20,13 +19,14 @@ from flow_opd.config.merge import (
     TIESMergeSettings,
 )
 from flow_opd.files import write_json
+from flow_opd.stages.adapters import load_lora
 from flow_opd.stages.training import ADAPTER, open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:
     """Writes the merged adapter and merge.json (what was kept of each) and returns the run folder."""
     folder = open_run(settings.run)
-    loras = [LoraWeights.read(locate(each.adapter, key="adapters.adapter")) for each in settings.adapters]
+    loras = [load_lora(each.adapter, settings.base, key="adapters.adapter") for each in settings.adapters]
     merged, report = merge_by(settings.method, loras, settings.weights(), seed=settings.run.seed)
     record(settings, folder)
     merged.write(folder / ADAPTER, settings.base.path)
