@@ -21,6 +21,7 @@ MODELS: dict[str, type[Settings]] = {
     "demo.yaml": DemoSettings,
     "distill.yaml": DistillSettings,
     "evaluate.yaml": EvaluateSettings,
+    "folded.yaml": DemoSettings,
     "merge.yaml": MergeSettings,
     "prompts.yaml": MiniaturePromptsSettings,
     "table.yaml": DemoSettings,

@@ -18,6 +18,7 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.config.reader import from_values, read
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
+from flow_opd.processes import Processes
 from flow_opd.stages import distill, evaluate, generate, teacher
 from flow_opd.stages.assembly import fingerprint
 
@@ -73,8 +74,8 @@ def test_memory_settings_change_nothing_that_is_trained(
     seen: dict[str, Any] = {"batches": set()}
     build = distill.load_backbone
 
-    def watched(base: BaseModelSettings, compute: ComputeSettings) -> Any:
-        seen["base"] = backbone = build(base, compute)
+    def watched(base: BaseModelSettings, compute: ComputeSettings, processes: Processes) -> Any:
+        seen["base"] = backbone = build(base, compute, processes)
         backbone.transformer.register_forward_pre_hook(
             lambda _, args, kwargs: seen["batches"].add(len(kwargs["hidden_states"])), with_kwargs=True
         )

@@ -16,9 +16,10 @@ from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
 from flow_opd.config.reader import from_values
 from flow_opd.errors import DataError
+from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.stages.assembly import fingerprint, load_prompts
-from flow_opd.stages.evaluate import _cell_key
+from flow_opd.stages.cells import Cells
 
 GENEVAL_LINE = {
     "tag": "two_object",
@@ -226,7 +227,8 @@ def test_a_check_does_not_make_another_table() -> None:
             "domains": {"text": {"path": "asset:prompts/test/text.jsonl", **settings}},
             "rewards": [{"name": "ocr"}],
         }
-        return _cell_key(from_values(values, EvaluateSettings), "base", "text", [])
+        settings = from_values(values, EvaluateSettings)
+        return Cells(Path("scores"), settings, resume=True, processes=ALONE).key("base", "text")
 
     assert key() == key(unique=True) == key(disjoint_from=["train.txt"])
     assert len({key(), key(text_in_quotes=True), key(limit=1)}) == 3

@@ -45,7 +45,7 @@ class Cells:
     def scores(self, row: str, domain: str, work: Callable[[], ScoreTable]) -> ScoreTable:
         """Returns the scores of a cell, from its file or else from `work`."""
         file = self.folder / f"{row}.{domain}.json"
-        key = self._key(row, domain)
+        key = self.key(row, domain)
         stored = json.loads(file.read_text()) if self.resume and file.exists() else None
         if self.processes.decided(stored is not None and stored["key"] == key):
             assert stored is not None
@@ -58,7 +58,8 @@ class Cells:
             write_json(file, {"key": key, "seconds": seconds, "scores": table})
         return table
 
-    def _key(self, row: str, domain: str) -> str:
+    def key(self, row: str, domain: str) -> str:
+        """Returns the hash of all that a cell's scores depend on."""
         settings = self.settings
         spec = settings.rows[row]
         adapter = None
