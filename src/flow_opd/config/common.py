@@ -95,7 +95,7 @@ class OptimizerSettings(Settings):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     state_bits: Literal[32, 8] = 32
-    """Bits of a number in AdamW's two moments; 8 needs the package bitsandbytes and an NVIDIA card."""
+    """Bits of a number in AdamW's two moments; 8 needs the package bitsandbytes."""
 
 
 class EMASettings(Settings):
