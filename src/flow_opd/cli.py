@@ -25,6 +25,7 @@ SETTINGS = {
     "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
     "teacher": "flow_opd.config.teacher:TeacherSettings",
     "merge": "flow_opd.config.merge:MergeSettings",
+    "sft": "flow_opd.config.sft:SFTSettings",
     "distill": "flow_opd.config.distill:DistillSettings",
     "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
     "generate": "flow_opd.config.generate:GenerateSettings",
@@ -141,6 +142,22 @@ def merge(
     Example: [cyan]flow-opd merge asset:configs/merge.yaml --set "method={name: svd, rank: 32}"[/cyan]
     """
     _run("merge", config, overrides, out, resume=False, check=check)
+
+
+@app.command()
+def sft(
+    config: Config,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = True,
+    check: Check = False,
+    keys: Keys = False,
+) -> None:
+    """Trains a first student on images that the teachers draw: the cold start that is not a merge.
+
+    Example: [cyan]flow-opd sft asset:configs/sft.yaml --set images_per_prompt=2[/cyan]
+    """
+    _run("sft", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
