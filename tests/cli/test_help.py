@@ -19,6 +19,7 @@ COMMANDS = [
     ["miniature", "prompts"],
     ["teacher"],
     ["merge"],
+    ["sft"],
     ["distill"],
     ["evaluate"],
     ["generate"],
