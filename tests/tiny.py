@@ -22,9 +22,11 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
+from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.miniature.tokenizer import build_tokenizer
 from flow_opd.objectives.velocity_matching import VelocityMatching
@@ -32,8 +34,11 @@ from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import ALONE, Processes
+from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rollout.sample_batches import Lessons
+from flow_opd.rollout.samples import Drawing, TeacherSamples
 from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -183,10 +188,45 @@ class Tiny:
             processes=processes,
         )
 
+    def drawing(self, *, num_steps: int = 3, batch_size: int = 3) -> Drawing:
+        """Returns how the routed teachers draw images."""
+        return Drawing(
+            field=self.teachers(),
+            encoder=self.backbone,
+            latent_shape=self.backbone.latent_shape,
+            sigmas=self.backbone.sigmas(num_steps),
+            seeder=lambda prompt, image: generator(0, "sample", prompt, image),
+            batch_size=batch_size,
+            in_step=self.in_step,
+        )
+
+    def sft(self, folder: Path, micro_batch_size: int, processes: Processes) -> tuple[BatchSource, Objective]:
+        """Returns source and objective of the SFT cold start, its images drawn into `folder`."""
+        samples = TeacherSamples(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
+        samples.fill(self.drawing(), processes=processes)
+        of_images = [prompt for prompt in PROMPTS for _ in range(3)]
+        lessons = Lessons(
+            images_of_round=PromptGroups(of_images, 0, 8).rows,
+            seeder=lambda index, row: generator(0, "sft", index, row),
+            draw_sigmas=lambda count, draw: shifted_uniform_sigmas(count, shift=3.0, generator=draw),
+            caption_dropout=0.2,
+            micro_batch_size=micro_batch_size,
+            processes=processes,
+        )
+        return sft_cold_start(self.student, self.backbone, samples, lessons)
+
     def algorithm(
-        self, name: str, *, micro_batch_size: int = 8, processes: Processes = ALONE
+        self,
+        name: str,
+        *,
+        micro_batch_size: int = 8,
+        processes: Processes = ALONE,
+        folder: Path | None = None,
     ) -> tuple[BatchSource, Objective]:
-        """Returns source and objective of "velocity-matching", "grpo", "opd" or "opd-log-ratio"."""
+        """Returns source and objective of one of `ALGORITHMS`; only "sft" keeps files, below `folder`."""
+        if name == "sft":
+            assert folder is not None
+            return self.sft(folder / "samples", micro_batch_size, processes)
         prompts = 2 if name == "grpo" else 8
         walks = self.walks(micro_batch_size=micro_batch_size, prompts=prompts, processes=processes)
         if name == "velocity-matching":
@@ -222,8 +262,8 @@ class Tiny:
         )
 
 
-ALGORITHMS = ("velocity-matching", "grpo", "opd", "opd-log-ratio")
-UPDATES_PER_ROUND = {"velocity-matching": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
+ALGORITHMS = ("velocity-matching", "sft", "grpo", "opd", "opd-log-ratio")
+UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
 
 
 def tiny_trainer(
@@ -237,7 +277,9 @@ def tiny_trainer(
     processes: Processes = ALONE,
 ) -> Trainer:
     """Returns the training of an algorithm with everything that a resume must restore, saved every round."""
-    source, objective = tiny.algorithm(algorithm, micro_batch_size=micro_batch_size, processes=processes)
+    source, objective = tiny.algorithm(
+        algorithm, micro_batch_size=micro_batch_size, processes=processes, folder=folder
+    )
     return Trainer(
         parameters=tiny.parameters,
         source=source,

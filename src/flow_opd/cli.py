@@ -94,6 +94,22 @@ def merge(
 
 
 @app.command()
+def sft(
+    config: Config,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = True,
+    check: Check = False,
+    keys: Keys = False,
+) -> None:
+    """Trains a first student on images that the teachers draw: the cold start that is not a merge.
+
+    Example: [cyan]flow-opd sft asset:configs/sft.yaml --set images_per_prompt=2[/cyan]
+    """
+    run_stage("sft", config, overrides, out, resume=resume, check=check)
+
+
+@app.command()
 def distill(
     config: Config,
     overrides: Overrides = None,

@@ -22,6 +22,7 @@ SETTINGS = {
     "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
     "teacher": "flow_opd.config.teacher:TeacherSettings",
     "merge": "flow_opd.config.merge:MergeSettings",
+    "sft": "flow_opd.config.sft:SFTSettings",
     "distill": "flow_opd.config.distill:DistillSettings",
     "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
     "generate": "flow_opd.config.generate:GenerateSettings",

@@ -23,6 +23,7 @@ COMMANDS = [
     ["prompts", "check"],
     ["teacher"],
     ["merge"],
+    ["sft"],
     ["distill"],
     ["evaluate"],
     ["generate"],

@@ -168,6 +168,40 @@ def test_embeddings_made_beforehand_change_nothing(tmp_path: Path) -> None:
     assert {shard: shard.stat().st_mtime_ns for shard in identity.iterdir()} == shards
 
 
+def test_a_student_starts_from_its_teachers_images(tmp_path: Path) -> None:
+    command = [
+        "sft",
+        "asset:configs/sft.yaml",
+        *("--out", "sft", "--set", "run.rounds=3", "--set", "num_steps=2", "--set", "batch_size=4"),
+        *(word for file in range(4) for word in ("--set", f"prompts.{file}.limit=2")),
+    ]
+    told = succeeds(*command, cwd=tmp_path).stderr
+    assert "teachers' images: step 8/8" in told
+    folder = tmp_path / "sft"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rows"] for line in lines] == [4, 4, 4]
+    assert lines[0]["velocity_matching"] == lines[0]["loss"] > 0
+    (shard,) = folder.glob("samples/*/*.safetensors")
+    assert load_file(shard)["x0"].shape == (8, 8, 16, 16)
+    assert json.loads((folder / "training.json").read_text())["steps"] == 3
+    drawn, trained = shard.stat().st_mtime_ns, (folder / "adapter/adapter_model.safetensors").read_bytes()
+    message = refused(*command, "--set", "optimizer.learning_rate=1e-4", cwd=tmp_path)
+    assert "other settings" in message
+    succeeds(*command, "--fresh", "--set", "optimizer.learning_rate=1e-4", cwd=tmp_path)
+    assert [file.stat().st_mtime_ns for file in folder.glob("samples/*/*.safetensors")] == [drawn]
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() != trained
+    succeeds(
+        "distill",
+        "asset:configs/distill.yaml",
+        *("--out", "student", "--set", "run.rounds=1", "--set", "prompts_per_round=4", *SHORT_WALK),
+        *("--set", "cold_start={adapter: sft/adapter}"),
+        cwd=tmp_path,
+    )
+    start = load_file(tmp_path / "student/cold_start/adapter_model.safetensors")
+    for name, value in load_file(folder / "adapter/adapter_model.safetensors").items():
+        assert value.equal(start[name])
+
+
 def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
     domains = [
         f"evaluate.domains.{name}.limit=2" for name in ("composition", "text", "preference", "quality")
@@ -288,10 +322,11 @@ def test_a_teacher_without_prompts_and_prompts_without_a_teacher(tmp_path: Path)
     )
     assert "'text'" in message
     one.write_text('{"prompt": "a photo of a circle", "task": "juggling"}\n')
-    message = refused(
-        "distill", "asset:configs/distill.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
-    )
-    assert "juggling" in message
+    for stage in ("distill", "sft"):
+        message = refused(
+            stage, f"asset:configs/{stage}.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
+        )
+        assert "juggling" in message
 
 
 @pytest.mark.parametrize(

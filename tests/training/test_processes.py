@@ -74,7 +74,7 @@ def check_same(one: Path, other: Path, rounds: int) -> None:
         assert same == pytest.approx(line, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize(("algorithm", "count"), [("opd", 2), ("grpo", 2), ("opd-log-ratio", 3)])
+@pytest.mark.parametrize(("algorithm", "count"), [("opd", 2), ("grpo", 2), ("opd-log-ratio", 3), ("sft", 2)])
 def test_several_processes_train_what_one_trains(tmp_path: Path, algorithm: str, count: int) -> None:
     rounds = 4
     finish(start(1, algorithm, tmp_path / "one", rounds))
@@ -83,9 +83,14 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, algorithm: str,
     start_of = Tiny().parameters
     end = last_parameters(tmp_path / "many", rounds)
     assert max((end[key] - start_of[key]).abs().max() for key in end) > 1e-3
+    one, many = (
+        sorted(file.name for file in (tmp_path / name).glob("samples/*/*")) for name in ("one", "many")
+    )
+    assert one == many, "a shard has the same bytes whoever makes it"
+    assert len(many) == (3 if algorithm == "sft" else 0)
 
 
-@pytest.mark.parametrize("algorithm", ["opd", "grpo"])
+@pytest.mark.parametrize("algorithm", ["opd", "grpo", "sft"])
 def test_a_sharded_base_trains_the_same_adapter(tmp_path: Path, algorithm: str) -> None:
     rounds = 3
     whole = finish(start(1, algorithm, tmp_path / "one", rounds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,14 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
     for file in relevant.get("prompts", []):
         for key in common.PROMPT_CHECKS:
             file.pop(key)
-    relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
-    relevant["files"] = [content(file) for file in files]
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    return hashed(relevant, base, files)
+
+
+def hashed(relevant: Mapping[str, Any], base: common.BaseModelSettings, files: Sequence[Path]) -> str:
+    """Returns a hash of values, of the names and sizes of a base's weights, and of the content of files."""
+    weights = _weights(Path(locate_model(base.path, key="base.path")))
+    whole = {**relevant, "base weights": weights, "files": [content(file) for file in files]}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _weights(folder: Path) -> dict[str, int]:

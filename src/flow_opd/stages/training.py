@@ -14,6 +14,7 @@ from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.reader import dump
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.files import write_json
 from flow_opd.processes import ALONE, Processes
@@ -26,7 +27,9 @@ ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
 TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
 
 
-def loop_settings(settings: DistillSettings | TeacherSettings, updates_per_round: int) -> LoopSettings:
+def loop_settings(
+    settings: DistillSettings | SFTSettings | TeacherSettings, updates_per_round: int
+) -> LoopSettings:
     """Returns how long a stage trains, how it steps and how often it is saved."""
     return LoopSettings(
         rounds=settings.run.rounds,

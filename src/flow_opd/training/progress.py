@@ -43,6 +43,7 @@ class ProgressBar:
         self.show = list(show)
         self.total = total_steps
         self.every = max(1, total_steps // lines)
+        self.done = done
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -60,7 +61,9 @@ class ProgressBar:
         """Advances the bar."""
         reading = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
         self.bar.update(self.task, completed=step, reading=reading)
-        if not self.console.is_terminal and (step % self.every == 0 or step == self.total):
+        due = step // self.every > self.done // self.every or step == self.total
+        self.done = step
+        if not self.console.is_terminal and due:
             self.console.print(f"{self.title}: step {step}/{self.total}  {reading}", highlight=False)
 
     def rename(self, title: str) -> None:
