@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from flow_opd.adapters.merge_methods import MERGE_METHODS
-from flow_opd.cli_common import SETTINGS, _model
+from flow_opd.cli.common import SETTINGS, _model
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings

@@ -12,7 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from flow_opd.config.common import BaseModelSettings, CheckpointSettings, PromptsSettings, TrainingRunSettings
-from flow_opd.config.distill import DistillSettings, DistillTeacherSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.reports.card import (
     BaseFacts,
     CardFacts,
@@ -29,9 +30,7 @@ from tiny import Tiny, new_tiny_pipeline
 SETTINGS = DistillSettings(
     run=TrainingRunSettings(out=Path("runs/x"), rounds=200),
     base=BaseModelSettings(path="stabilityai/stable-diffusion-3.5-medium", max_sequence_length=128),
-    teachers=(
-        DistillTeacherSettings(name="text", tasks=("text",), adapter="owner/text", guidance_scale=4.5),
-    ),
+    teachers=(RoutedTeacherSettings(name="text", tasks=("text",), adapter="owner/text", guidance_scale=4.5),),
     prompts=(PromptsSettings(path="prompts.txt", task="text"),),
     checkpoint=CheckpointSettings(),
 )

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli_common import Check, Config, Keys, Out, Overrides, Resume, run_stage
-from flow_opd.cli_prompts import prompts as prompts_app
-from flow_opd.cli_release import card, export, publish
+from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run_stage
+from flow_opd.cli.prompts import prompts as prompts_app
+from flow_opd.cli.release import card, export, publish
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli_common import Check, Keys, Overrides, run_stage
+from flow_opd.cli.common import Check, Keys, Overrides, run_stage
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or an adapter: a path, asset:NAME or hub id.")
