@@ -19,6 +19,7 @@ from flow_opd.adapters.mmdit import (
     original_state,
     to_diffusers,
 )
+from flow_opd.adapters.settings import LoraSettings
 from flow_opd.adapters.uniform import Factors
 from flow_opd.errors import AdapterError
 
@@ -152,3 +153,32 @@ def test_heights_that_cannot_be_fused_or_split() -> None:
     }
     with pytest.raises(AdapterError, match="different heights"):
         from_diffusers(parts)
+
+
+def test_every_name_exists_in_the_true_medium_model() -> None:
+    """Stable Diffusion 3.5 Medium without its weights: 24 layers, 13 of them with a second attention."""
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=24,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=16,  # 384 in truth; it is a table without a LoRA
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+    settings = LoraSettings()
+    targeted = {name: layer for name, layer in linears(model).items() if settings.targets(name)}
+    assert len(targeted) == 191
+    parts = {
+        name: Factors(torch.empty(32, layer.in_features), torch.empty(layer.out_features, 32), 64.0)
+        for name, layer in targeted.items()
+    }
+    original = original_state(model.state_dict())
+    fused = from_diffusers(parts)
+    assert len(fused) == 24 * 2 + 24 + 23
+    for name, part in fused.items():
+        assert original[f"{name}.weight"].shape == (part.up.shape[0], part.down.shape[1])
+    assert fused["joint_blocks.12.context_block.attn.qkv"].rank == 96

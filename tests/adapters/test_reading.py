@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_formats import assert_same
 
@@ -303,4 +304,26 @@ def test_folders_without_one_adapter(files: list[str], message: str, tmp_path: P
 def test_a_config_alone_says_what_is_missing(peft_folder: Path) -> None:
     (peft_folder / WEIGHTS_FILE).unlink()
     with pytest.raises(AdapterError, match=WEIGHTS_FILE):
+        read_adapter(peft_folder)
+
+
+def test_alpha_keys_that_contradict_or_have_no_place(
+    student: LoraWeights, peft_folder: Path, tmp_path: Path
+) -> None:
+    write_diffusers(student, tmp_path / "diffusers")
+    file = tmp_path / "diffusers" / DIFFUSERS_FILE
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    for alpha, fine in ((8.0, True), (4.0, False)):
+        key = "transformer.transformer_blocks.0.attn.to_q.alpha"
+        save_file(load_file(file) | {key: torch.tensor(alpha)}, file, metadata=header)
+        if fine:
+            assert_same(read_adapter(file), student)
+        else:
+            with pytest.raises(AdapterError, match="contradicts"):
+                read_adapter(file)
+    key = "base_model.model.transformer_blocks.0.attn.to_q.alpha"
+    weights = peft_folder / WEIGHTS_FILE
+    save_file(load_file(weights) | {key: torch.tensor(4.0)}, weights)
+    with pytest.raises(AdapterError, match=r"unknown keys.*to_q\.alpha"):
         read_adapter(peft_folder)

@@ -20,7 +20,7 @@ from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.processes import Processes
 from flow_opd.stages import distill, evaluate, generate, teacher
-from flow_opd.stages.assembly import fingerprint
+from flow_opd.stages.identity import fingerprint
 
 CONFIGS = asset_folder() / "configs"
 

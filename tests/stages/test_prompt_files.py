@@ -18,8 +18,9 @@ from flow_opd.config.reader import from_values
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.stages.assembly import fingerprint, load_prompts
+from flow_opd.stages.assembly import load_prompts
 from flow_opd.stages.cells import Cells
+from flow_opd.stages.identity import fingerprint
 
 GENEVAL_LINE = {
     "tag": "two_object",

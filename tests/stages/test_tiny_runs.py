@@ -113,11 +113,17 @@ def test_teachers_are_evaluated_and_what_changed_is_scored_again(tmp_path: Path)
 
 
 def test_merge_reports_what_was_kept(tmp_path: Path) -> None:
-    result = succeeds("merge", "asset:configs/merge.yaml", "--out", "merged", cwd=tmp_path)
+    command = ["merge", "asset:configs/merge.yaml", "--out", "merged", "--set", "method={name: svd, rank: 4}"]
+    result = succeeds(*command, cwd=tmp_path)
     assert "energy lost" in result.stderr
     report = json.loads((tmp_path / "merged/merge.json").read_text())
     assert 0.5 < report["kept_energy"] <= 1.0
-    assert len(report["teachers"]) == 4
+    assert set(report["teachers"]) == {"composition", "text", "preference", "quality"}
+    assert all(0 < each["cosine"] < 1 for each in report["teachers"].values())
+    assert all(f"{each['cosine']:.3f}" in result.stderr for each in report["teachers"].values())
+    layers = [int(name.removeprefix("transformer_blocks.")) for name in report["layers"]]
+    assert layers == list(range(len(layers)))
+    assert "energy kept by layer: from" in result.stderr
 
 
 @pytest.mark.parametrize("objective", ["direct-kl", "sampled-log-ratio"])

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.backbones import loading
 from flow_opd.config import common
-from flow_opd.config.base import Settings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings, RewardSpec
-from flow_opd.files import sha256
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.batches import PromptGroups
-from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.prompts.jsonl import read_lines
 from flow_opd.prompts.overlap import problems, refuse
 from flow_opd.protocols import Backbone, PromptEncoder, Reward
@@ -32,7 +25,6 @@ from flow_opd.rewards.ocr import LineReader, OCRReward
 from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rollout.walks import Walks
-from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 
@@ -44,45 +36,6 @@ def load_backbone(
     if processes.count > 1:
         compute = compute.model_copy(update={"device": processes.device})
     return loading.load_backbone(base, compute)
-
-
-def encode_beforehand(
-    embeddings: common.EmbeddingSettings | None,
-    backbone: Backbone,
-    prompts: Sequence[Prompt],
-    folder: Path,
-    processes: Processes,
-) -> PromptEncoder:
-    """Returns what encodes prompts from now on: the base, or a filled cache after the encoders have gone.
-
-    Args:
-        embeddings: null leaves the encoders in memory.
-        backbone: whose encoders are used, and freed.
-        prompts: all that will be asked for; the empty prompt of guidance is added.
-        folder: the run folder.
-        processes: who shares the work.
-    """
-    if embeddings is None:
-        return backbone
-    cache = EmbeddingCache(
-        embeddings.folder or folder / "embeddings",
-        backbone.encoder_identity(),
-        shard_size=embeddings.shard_size,
-    )
-    texts = ["", *(prompt.text for prompt in prompts)]
-    own = len(processes.rows(len(cache.missing(texts))))
-    bar = ProgressBar("encoding prompts", total_steps=own, show=(), shown=processes.is_main and own > 0)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        bar.on_update(done, {})
-
-    cache.fill(texts, backbone, batch_size=embeddings.batch_size, processes=processes, on_batch=advance)
-    bar.on_end()
-    backbone.free_encoders()
-    return cache
 
 
 def lora_settings(lora: common.LoraSettings) -> LoraSettings:
@@ -154,64 +107,3 @@ def build_walks(
         micro_batch_size=micro_batch_size,
         processes=processes,
     )
-
-
-def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
-    """Returns a hash of everything that decides the numbers of a training.
-
-    Where the run is written, what computes it, how often it is saved, whether the hub is asked and how its
-    prompts are checked do not.
-    A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
-    favour), everything else by its content: a teacher or a prompts file that was replaced does not go
-    unnoticed at a resume.
-
-    Args:
-        settings: all settings of the stage.
-        base: its base.
-        files: prompts files, and folders of adapters and reward models.
-    """
-    relevant: dict[str, Any] = settings.model_dump(mode="json")
-    for section in ("checkpoint", "compute", "embeddings"):
-        relevant.pop(section, None)
-    for key in ("out", "threads"):
-        relevant.get("run", {}).pop(key, None)
-    relevant["base"].pop("offline", None)
-    for file in relevant.get("prompts", []):
-        for key in common.PROMPT_CHECKS:
-            file.pop(key)
-    return hashed(relevant, base, files)
-
-
-def hashed(relevant: Mapping[str, Any], base: common.BaseModelSettings, files: Sequence[Path]) -> str:
-    """Returns a hash of values, of the names and sizes of a base's weights, and of the content of files."""
-    weights = _weights(Path(locate_model(base.path, key="base.path")))
-    whole = {**relevant, "base weights": weights, "files": [content(file) for file in files]}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _weights(folder: Path) -> dict[str, int]:
-    """Returns name -> size of the weights in a local folder; nothing for a hub id, which has a revision."""
-    return {
-        str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*.safetensors"))
-    }
-
-
-def content(path: Path) -> list[str]:
-    """Returns the hashes of a file, or of all files below a folder."""
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    return [sha256(file) for file in files]
-
-
-def prompt_files(files: Sequence[common.PromptsSettings]) -> list[Path]:
-    """Returns where the prompts are."""
-    return [locate(file.path, key="prompts.path") for file in files]
-
-
-def reward_files(specs: Sequence[RewardSpec]) -> list[Path]:
-    """Returns where the rewards' own files are; models of a hub are known by their id alone."""
-    named = {
-        "palette": [spec.palette for spec in specs if isinstance(spec, GenEvalSettings)],
-        "path": [spec.path for spec in specs if isinstance(spec, DeQASettings | PickScoreSettings)],
-    }
-    paths = [Path(locate_model(name, key=key)) for key, names in named.items() for name in names]
-    return [path for path in paths if path.exists()]

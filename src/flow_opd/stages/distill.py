@@ -20,15 +20,9 @@ from flow_opd.prompts.routing import HardRouter, check_routes
 from flow_opd.protocols import Backbone, BatchSource, PromptEncoder
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.adapters import files_of, load_lora
-from flow_opd.stages.assembly import (
-    build_walks,
-    encode_beforehand,
-    fingerprint,
-    load_backbone,
-    load_prompts,
-    lora_settings,
-    prompt_files,
-)
+from flow_opd.stages.assembly import build_walks, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, prompt_files
 from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import (

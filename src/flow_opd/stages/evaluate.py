@@ -30,8 +30,9 @@ from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
 from flow_opd.stages.adapters import load_lora
-from flow_opd.stages.assembly import build_reward, encode_beforehand, load_backbone, load_prompts
+from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
 from flow_opd.stages.cells import Cells, ScoreTable
+from flow_opd.stages.encoding import encode_beforehand
 from flow_opd.stages.launch import join_processes
 from flow_opd.stages.training import open_run, record
 from flow_opd.training.progress import ProgressBar

@@ -21,15 +21,9 @@ from flow_opd.protocols import Backbone, PromptEncoder
 from flow_opd.rollout.sample_batches import Lessons
 from flow_opd.rollout.samples import Drawing, TeacherSamples
 from flow_opd.stages.adapters import files_of, load_lora
-from flow_opd.stages.assembly import (
-    encode_beforehand,
-    fingerprint,
-    hashed,
-    load_backbone,
-    load_prompts,
-    lora_settings,
-    prompt_files,
-)
+from flow_opd.stages.assembly import load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, hashed, prompt_files
 from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.training import (
     STUDENT,

@@ -16,17 +16,9 @@ from flow_opd.prompts.batches import PromptGroups
 from flow_opd.protocols import Backbone, BatchSource, Objective, Scorer
 from flow_opd.rewards.table import WeightedRewards
 from flow_opd.rollout.walks import Walks
-from flow_opd.stages.assembly import (
-    build_reward,
-    build_walks,
-    encode_beforehand,
-    fingerprint,
-    load_backbone,
-    load_prompts,
-    lora_settings,
-    prompt_files,
-    reward_files,
-)
+from flow_opd.stages.assembly import build_reward, build_walks, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, prompt_files, reward_files
 from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.training import (
     STUDENT,
