@@ -10,7 +10,8 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-GRID = "![The same prompts and noise under the base, four teachers, their merge and the student](docs/images/grid.png)"
+TITLE = "The same prompts and noise under the base, four teachers, their merge and the student"
+GRID = f"![{TITLE}](docs/images/grid.png)"
 
 
 def fill(run: Path, command: str) -> None:
