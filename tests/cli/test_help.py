@@ -184,8 +184,9 @@ def test_mistakes_end_with_code_2_and_no_traceback(
 )
 def test_what_ends_a_stage_early(cause: str, code: int, part: str) -> None:
     lines = [
-        "import sys, typer",
+        "import signal, sys, typer",
         "from flow_opd.console import told_to_the_user",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # which a background job ignores
         "sys.argv = ['flow-opd', 'distill', 'my config.yaml', '--fresh']",
         "app = typer.Typer()",
         "@app.command()",
