@@ -45,6 +45,23 @@ class Backbone(VelocityField, PromptEncoder, Protocol):
     """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
 
     latent_shape: tuple[int, int, int]  # C, H, W
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Returns x0, [B, C, H, W], of images [B, 3, height, width] in [0, 1]."""
+        ...
+
+    def decode_latents(self, x0: Tensor) -> Tensor:
+        """Returns images in [0, 1], [B, 3, height, width], of x0 [B, C, H, W]."""
+        ...
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Returns the model's own grid of noise levels, [num_steps + 1], from 1 down to 0."""
+        ...
+
+
+class LoadedBackbone(Backbone, Protocol):
+    """A backbone with its parts in memory: it carries adapters, and lets go of what has done its work."""
+
     image_size: int  # pixels, height and width
     transformer: nn.Module  # the network; an adapter bank puts its adapters around it
 
@@ -58,18 +75,6 @@ class Backbone(VelocityField, PromptEncoder, Protocol):
 
     def free_vae(self) -> None:
         """Drops the VAE from memory, where no picture will be encoded or decoded any more."""
-        ...
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Returns x0, [B, C, H, W], of images [B, 3, height, width] in [0, 1]."""
-        ...
-
-    def decode_latents(self, x0: Tensor) -> Tensor:
-        """Returns images in [0, 1], [B, 3, height, width], of x0 [B, C, H, W]."""
-        ...
-
-    def sigmas(self, num_steps: int) -> Tensor:
-        """Returns the model's own grid of noise levels, [num_steps + 1], from 1 down to 0."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run_stage
+from flow_opd.cli.plan import plan
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.cli.release import card, export, publish
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded laboratory: models and prompts.")
 app.add_typer(miniature, name="miniature")
 app.add_typer(prompts_app, name="prompts")
+app.command()(plan)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.jsonl import read_lines
 from flow_opd.prompts.overlap import problems, refuse
-from flow_opd.protocols import Backbone, PromptEncoder, Reward
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
@@ -31,7 +31,7 @@ from flow_opd.types import Prompt
 
 def load_backbone(
     base: common.BaseModelSettings, compute: common.ComputeSettings, processes: Processes = ALONE
-) -> Backbone:
+) -> LoadedBackbone:
     """Returns the frozen base, on the device of this process and computing as the settings say."""
     if processes.count > 1:
         compute = compute.model_copy(update={"device": processes.device})

@@ -12,12 +12,12 @@ from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Policy
+from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import Backbone, BatchSource, PromptEncoder
+from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.adapters import files_of, load_lora
 from flow_opd.stages.assembly import build_walks, load_backbone, load_prompts, lora_settings
@@ -86,7 +86,7 @@ def distill(
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
     )
-    source, objective = _algorithm(settings, _cast(settings, backbone, encoder, bank), walks)
+    source, objective = algorithm_of(settings, cast_of(settings, backbone, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -105,7 +105,7 @@ def distill(
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: Backbone, processes: Processes) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: LoadedBackbone, processes: Processes) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
@@ -141,7 +141,8 @@ def _files(settings: DistillSettings) -> list[Path]:
     return [*prompt_files(settings.prompts), *adapters]
 
 
-def _cast(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: AdapterBank) -> Cast:
+def cast_of(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters) -> Cast:
+    """Returns the student, the routed teachers and the anchor of the settings, on one base."""
     batching = settings.compute.guidance_batching
     policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
     teachers = {
@@ -161,7 +162,8 @@ def _cast(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder,
     )
 
 
-def _algorithm(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+def algorithm_of(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+    """Returns where batches come from and what is minimised, by the objective of the settings."""
     objective = settings.objective
     if isinstance(objective, DirectKLSettings):
         return direct_opd(cast, walks)
@@ -175,4 +177,4 @@ def _algorithm(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[Bat
     )
 
 
-__all__ = ["ADAPTER", "COLD_START", "run"]
+__all__ = ["ADAPTER", "ANCHOR", "COLD_START", "run"]

@@ -8,14 +8,14 @@ from pathlib import Path
 from flow_opd.config.common import EmbeddingSettings
 from flow_opd.processes import Processes
 from flow_opd.prompts.embeddings import EmbeddingCache
-from flow_opd.protocols import Backbone, PromptEncoder
+from flow_opd.protocols import LoadedBackbone, PromptEncoder
 from flow_opd.training.progress import ProgressBar
 from flow_opd.types import Prompt
 
 
 def encode_beforehand(
     embeddings: EmbeddingSettings | None,
-    backbone: Backbone,
+    backbone: LoadedBackbone,
     prompts: Sequence[Prompt],
     folder: Path,
     processes: Processes,

@@ -23,7 +23,7 @@ from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
 from flow_opd.processes import Processes
-from flow_opd.protocols import Backbone, PromptEncoder, Reward
+from flow_opd.protocols import LoadedBackbone, PromptEncoder, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
@@ -148,7 +148,9 @@ def _roles(settings: EvaluateSettings) -> Roles:
     return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
 
 
-def _policies(settings: EvaluateSettings, backbone: Backbone, encoder: PromptEncoder) -> dict[str, Policy]:
+def _policies(
+    settings: EvaluateSettings, backbone: LoadedBackbone, encoder: PromptEncoder
+) -> dict[str, Policy]:
     bank = AdapterBank(backbone)
     policies = {}
     for index, (name, row) in enumerate(settings.rows.items()):

@@ -17,7 +17,7 @@ from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import Backbone, PromptEncoder
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
 from flow_opd.rollout.sample_batches import Lessons
 from flow_opd.rollout.samples import Drawing, TeacherSamples
 from flow_opd.stages.adapters import files_of, load_lora
@@ -86,7 +86,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     return folder
 
 
-def _bank(settings: SFTSettings, backbone: Backbone) -> AdapterBank:
+def _bank(settings: SFTSettings, backbone: LoadedBackbone) -> AdapterBank:
     """Returns one base with the teachers and a fresh student."""
     bank = AdapterBank(backbone)
     for teacher in settings.teachers:

@@ -11,9 +11,10 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.policies.policy import Policy
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.prompts.batches import PromptGroups
-from flow_opd.protocols import Backbone, BatchSource, Objective, Scorer
+from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
 from flow_opd.rewards.table import WeightedRewards
 from flow_opd.rollout.walks import Walks
 from flow_opd.stages.assembly import build_reward, build_walks, load_backbone, load_prompts, lora_settings
@@ -61,7 +62,9 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
     )
-    source, objective = _algorithm(settings, backbone, bank, walks, scorer)
+    student = policy_of(settings, backbone, encoder, bank, STUDENT)
+    reference = policy_of(settings, backbone, encoder, bank, None)
+    source, objective = algorithm_of(settings, student, reference, backbone, walks, scorer)
     files = [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
@@ -79,20 +82,36 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     return folder
 
 
-def _algorithm(
-    settings: TeacherSettings, backbone: Backbone, bank: AdapterBank, walks: Walks, scorer: Scorer
-) -> tuple[BatchSource, Objective]:
-    policy = partial(
-        Policy,
+def policy_of(
+    settings: TeacherSettings,
+    backbone: Backbone,
+    encoder: PromptEncoder,
+    bank: Adapters,
+    adapter: str | None,
+) -> Policy:
+    """Returns the student or (without adapter) the reference."""
+    return Policy(
         backbone,
         adapters=bank,
-        encoder=walks.encoder,
+        adapter=adapter,
+        encoder=encoder,
         guidance_scale=settings.sampling.guidance_scale,
         guidance_batching=settings.compute.guidance_batching,
     )
+
+
+def algorithm_of(
+    settings: TeacherSettings,
+    student: VelocityField,
+    reference: VelocityField,
+    backbone: Backbone,
+    walks: Walks,
+    scorer: Scorer,
+) -> tuple[BatchSource, WeightedTerms]:
+    """Returns where batches come from and what is minimised."""
     return flow_grpo(
-        policy(adapter=STUDENT),
-        policy(adapter=None),
+        student,
+        reference,
         backbone,
         walks,
         scorer,

@@ -1,0 +1,58 @@
+"""What `plan` asks beyond the configuration that it plans, and which configurations it understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from flow_opd.config.base import PositiveInt, Settings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.document import load_document
+from flow_opd.config.overrides import override
+from flow_opd.config.reader import validate
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.errors import ConfigError, explain
+
+TrainingSettings = DistillSettings | TeacherSettings
+
+_KIND_OF_KEY: Mapping[str, type[DistillSettings] | type[TeacherSettings]] = {
+    "teachers": DistillSettings,
+    "rewards": TeacherSettings,
+}
+"""A key that only one kind of configuration has -> its settings."""
+
+
+class PlanSettings(Settings):
+    """Assumptions of a plan that no training configuration holds."""
+
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Share of a card's peak rate that the whole run reaches, recomputation counted as work."""
+    processes: PositiveInt = 1
+    """Processes, one to a card, that share the rows of an update."""
+
+
+def read_training(path: str | Path, overrides: Sequence[str] = ()) -> TrainingSettings:
+    """Returns the settings of a distillation or of a Flow-GRPO teacher, whichever the file holds.
+
+    Raises:
+        ConfigError: if it is neither, or something in it is wrong.
+    """
+    document = override(load_document(path), overrides)
+    return validate(document, _kind(document.data, document.name))
+
+
+def _kind(data: Mapping[str, Any], name: str) -> type[DistillSettings] | type[TeacherSettings]:
+    for key, kind in _KIND_OF_KEY.items():
+        if key in data:
+            return kind
+    raise ConfigError(
+        explain(
+            f"{name} is no training that can be planned",
+            value=sorted(data),
+            allowed="a distillation (with 'teachers') or a Flow-GRPO teacher (with 'rewards')",
+            fix="give the configuration of `flow-opd distill` or `flow-opd teacher`",
+        )
+    )

@@ -1,0 +1,1 @@
+"""What a training will need, before it runs: shapes without weights, counted parameters, bytes and FLOPs."""

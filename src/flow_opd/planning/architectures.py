@@ -1,0 +1,133 @@
+"""Which networks a base is made of, read from its config files alone: no weights are touched.
+
+The package holds the config files of the bases that people train (`bases/`), so that their hub ids need
+no network. Any other hub id is asked for its config files, a few kilobytes of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.locations import locate_model
+from flow_opd.errors import ConfigError, explain
+
+BASES = Path(__file__).parent / "bases"  # owner/name/, laid out as in the repository, config files only
+INDEX = "model_index.json"
+NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+SCHEDULER = "scheduler"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One part of a pipeline: the class that it is built by, and its config.json."""
+
+    class_name: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pipeline without weights."""
+
+    pipeline: str  # class of the pipeline, such as StableDiffusion3Pipeline
+    networks: Mapping[str, Network]  # name in the pipeline -> network; a part that is absent is left out
+    scheduler: Mapping[str, Any]  # config of the flow-matching scheduler
+    source: str  # where the config files come from
+
+    @property
+    def encoders(self) -> dict[str, Network]:
+        """The text encoders, by their names in the pipeline."""
+        return {name: net for name, net in self.networks.items() if name.startswith("text_encoder")}
+
+
+Reader = Callable[[str], Mapping[str, Any]]  # path inside the repository -> JSON content
+
+
+def read_architecture(base: BaseModelSettings) -> Architecture:
+    """Returns the networks of a base; a T5 encoder that `base.t5` leaves out is not among them.
+
+    Raises:
+        ConfigError: if config files are missing, unreadable or out of reach.
+    """
+    where = locate_model(base.path, key="base.path")
+    read, source = _reader(where, base)
+    index = read(INDEX)
+    networks = {}
+    for name in NETWORKS:
+        entry = index.get(name)
+        if entry in (None, [None, None]):
+            continue
+        class_name = str(entry[1])
+        if base.t5 or class_name != "T5EncoderModel":
+            networks[name] = Network(class_name, read(f"{name}/config.json"))
+    scheduler = read(f"{SCHEDULER}/scheduler_config.json")
+    return Architecture(str(index.get("_class_name")), networks, scheduler, source)
+
+
+def bundled() -> list[str]:
+    """Returns the hub ids whose config files this package holds."""
+    return sorted(str(file.parent.relative_to(BASES)) for file in BASES.glob(f"*/*/{INDEX}"))
+
+
+def _reader(where: str, base: BaseModelSettings) -> tuple[Reader, str]:
+    folder = Path(where).expanduser()
+    if folder.exists():
+        return partial(_from_folder, folder), str(where)
+    if where in bundled():
+        return partial(_from_folder, BASES / where), f"{where}, config files of this package"
+    return partial(_from_hub, where, base.revision, base.offline), f"{where}, config files of the hub"
+
+
+def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
+    try:
+        return _parsed(folder / name)
+    except FileNotFoundError:
+        raise ConfigError(
+            explain(
+                "the base lacks a config file",
+                value=str(folder / name),
+                allowed="a diffusers folder: model_index.json, and a config.json in each part",
+                fix="point base.path at the folder that save_pretrained wrote",
+            )
+        ) from None
+
+
+def _from_hub(repository: str, revision: str | None, offline: bool, name: str) -> Mapping[str, Any]:
+    try:
+        file = hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+    except (EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            explain(
+                f"the shapes of this base are not known, and the hub gave no {name} ({reason})",
+                value=repository,
+                allowed=f"{', '.join(bundled())}; a local diffusers folder; a hub id that can be reached",
+                fix="go online once, log in if the model is gated, or give a folder with the config files",
+            )
+        ) from error
+    return _parsed(Path(file))
+
+
+def _parsed(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            explain(
+                f"a config file of the base is not JSON ({error})",
+                value=str(file),
+                allowed="the JSON object that diffusers or transformers wrote",
+                fix="copy or download the file again",
+            )
+        ) from error
+    assert isinstance(content, dict), file
+    return content

@@ -1,0 +1,221 @@
+"""The plan of a training: parameters, memory, FLOPs and hours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.plan import PlanSettings
+from flow_opd.planning.architectures import Architecture
+from flow_opd.planning.flops import update_flops
+from flow_opd.planning.job import Job, Work
+from flow_opd.planning.machines import MACHINES, RESERVE
+from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, size
+from flow_opd.planning.probe import Readings
+from flow_opd.planning.shapes import DTYPES, ShapeModel, build_network, count
+from flow_opd.planning.verdicts import Options, Verdict, judge
+
+SCHEMA = 1  # of the JSON; raised when a key goes or changes its meaning
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers there are."""
+
+    transformer: int
+    vae: int
+    text_encoders: Mapping[str, int]
+    adapters: Mapping[str, int]  # name -> of both factors in all modules
+    adapted_modules: int  # of the student
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does of an update."""
+
+    trajectories: int  # of a round, in the largest share
+    micro_batch_size: int  # rows of the largest micro-batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a run."""
+
+    kind: str  # "distill" or "teacher"
+    base: Mapping[str, Any]
+    parameters: Parameters
+    work: Work  # rows of an update, over all processes
+    naive_work: Work
+    share: Share
+    updates: int
+    checkpointing: bool  # as configured
+    memory: Mapping[bool, Memory]  # with checkpointing? -> of one process
+    encoding: int  # bytes while prompts are encoded, before the training: the whole pipeline is loaded
+    naive_memory: int  # bytes, with a pipeline for each policy
+    flops: Mapping[str, float]  # part -> of one update
+    naive_flops: Mapping[str, float]
+    bytes_per_prompt: int  # of an embedding
+    verdicts: tuple[Verdict, ...]
+    assumed: PlanSettings
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain data; bytes and FLOPs are whole or floating numbers, None is what is not counted."""
+        memory = {
+            _NAMES[on]: {**one.fixed, "activations": one.kept, "working_set": one.working, "total": one.total}
+            for on, one in self.memory.items()
+        }
+        flops, naive = (
+            {**parts, "rewards": None, "total": sum(parts.values())}
+            for parts in (self.flops, self.naive_flops)
+        )
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "base": dict(self.base),
+            "parameters": asdict(self.parameters),
+            "update": {
+                "updates": self.updates,
+                "processes": self.assumed.processes,
+                **asdict(self.share),
+                "rows": asdict(self.work),
+                "naive_rows": asdict(self.naive_work),
+            },
+            "memory": {
+                "configured": _NAMES[self.checkpointing],
+                **memory,
+                "encoding_prompts": self.encoding,
+                "naive": self.naive_memory,
+                "reserve_gib": RESERVE,
+            },
+            "flops": {
+                "update": flops,
+                "naive_update": naive,
+                "run": sum(self.flops.values()) * self.updates,
+                "naive_run": sum(self.naive_flops.values()) * self.updates,
+            },
+            "embedding_bytes_per_prompt": self.bytes_per_prompt,
+            "utilisation": self.assumed.utilisation,
+            "machines": [asdict(verdict) for verdict in self.verdicts],
+            "notes": list(self.notes),
+        }
+
+
+_NAMES = {False: "without_checkpointing", True: "with_checkpointing"}
+
+
+def make_plan(
+    job: Job, architecture: Architecture, model: ShapeModel, readings: Readings, assumed: PlanSettings
+) -> Plan:
+    """Returns the plan of a job.
+
+    Args:
+        job: what the configuration asks for.
+        architecture: the base.
+        model: the same as shapes, with its adapters.
+        readings: of one micro-batch of the largest share.
+        assumed: number of processes and utilisation.
+    """
+    settings = job.settings
+    dtype = DTYPES[settings.base.dtype]
+    networks = {name: build_network(one, dtype) for name, one in architecture.networks.items()}
+    sizes = {name: module_size(network) for name, network in networks.items()}
+    share = share_of_process(job, assumed.processes)
+    prompt = size([model.backbone.text, model.backbone.pooled])
+    fixed = _fixed(job, model, sizes, embeddings=share.trajectories * prompt)
+    dynamic = {on: readings.of(on).dynamic for on in (False, True)}
+    checkpointing = settings.compute.gradient_checkpointing
+    costs = readings.costs
+    flops = update_flops(job.work, costs, checkpointing=checkpointing)
+    naive_flops = update_flops(job.naive, costs, checkpointing=checkpointing)
+    whole = sum(sizes.values())
+    copies = (job.pipelines - 1) * whole + whole - sizes["transformer"] - fixed["vae"]
+    worst = max(dynamic[checkpointing].peak, readings.decode.peak)
+    options = Options(
+        fixed=sum(fixed.values()),
+        dynamic=dynamic,
+        checkpointing=checkpointing,
+        rows=share.trajectories,
+        encoding=whole,
+        halved=fixed["base"] // 2 if settings.base.dtype == "float32" else 0,
+    )
+    run, naive_run = (sum(each.values()) * job.updates for each in (flops, naive_flops))
+    return Plan(
+        kind="distill" if isinstance(settings, DistillSettings) else "teacher",
+        base=_base(job, architecture, model),
+        parameters=_parameters(model, networks, job),
+        work=job.work,
+        naive_work=job.naive,
+        share=share,
+        updates=job.updates,
+        checkpointing=checkpointing,
+        memory={on: Memory(fixed, one.kept, one.peak - one.kept) for on, one in dynamic.items()},
+        encoding=whole,
+        naive_memory=sum(fixed.values()) + copies + worst,
+        flops=flops,
+        naive_flops=naive_flops,
+        bytes_per_prompt=prompt,
+        verdicts=tuple(
+            judge(card, options, run=run, naive_run=naive_run, utilisation=assumed.utilisation)
+            for card in MACHINES
+        ),
+        assumed=assumed,
+        notes=job.notes,
+    )
+
+
+def share_of_process(job: Job, processes: int) -> Share:
+    """Returns what the process with the largest share of a round does."""
+    rows = math.ceil(job.trajectories / processes)
+    return Share(rows, min(job.settings.micro_batch_size, rows))
+
+
+def _fixed(job: Job, model: ShapeModel, sizes: Mapping[str, int], *, embeddings: int) -> dict[str, int]:
+    """Returns part -> bytes that a process holds all the time; the text encoders are gone by then."""
+    student = list(model.trained.values())
+    adapters = {name: size(model.adapters.parameters(name).values()) for name in job.forms}
+    numbers = sum(parameter.numel() for parameter in student)
+    others = {name: bytes_ for name, bytes_ in adapters.items() if name != model.student}
+    return {
+        "base": sizes["transformer"],
+        "vae": sizes["vae"] if job.decodes else 0,
+        "frozen_adapters": sum(others.values()),
+        "student_adapter": adapters[model.student],
+        "gradients": size(student),
+        "optimizer": optimizer_size(student, job.settings.optimizer),
+        "moving_average": FLOAT32 * numbers if job.settings.ema else 0,
+        "text_embeddings": embeddings,
+    }
+
+
+def _base(job: Job, architecture: Architecture, model: ShapeModel) -> dict[str, Any]:
+    base = job.settings.base
+    return {
+        "path": base.path,
+        "config_files": architecture.source,
+        "pipeline": architecture.pipeline,
+        "dtype": base.dtype,
+        "latent_shape": list(model.backbone.latent_shape),
+        "text_tokens": model.backbone.text.shape[1],
+    }
+
+
+def _parameters(model: ShapeModel, networks: Mapping[str, nn.Module], job: Job) -> Parameters:
+    adapters = {
+        name: sum(parameter.numel() for parameter in model.adapters.parameters(name).values())
+        for name in job.forms
+    }
+    return Parameters(
+        transformer=count(networks["transformer"]),
+        vae=count(networks["vae"]),
+        text_encoders={
+            name: count(network) for name, network in networks.items() if name.startswith("text_encoder")
+        },
+        adapters=adapters,
+        adapted_modules=len(model.trained) // 2,
+    )

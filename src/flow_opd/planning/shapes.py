@@ -1,0 +1,280 @@
+"""A base with its adapters as shapes: the project's own backbone, bank and policies on tensors without data.
+
+Fake tensors carry shape, type and device; every operation on them gives what the real one would give, but
+computes and stores nothing. They say that they are on the CPU, where PyTorch takes fused attention as it
+does on a card; plain meta tensors would take the one that writes out the whole L x L matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.settings import LoraSettings
+from flow_opd.backbones.quiet import quiet_loading
+from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import BaseModelSettings
+from flow_opd.errors import ConfigError, explain
+from flow_opd.planning.architectures import Architecture, Network
+from flow_opd.planning.meter import Meter
+from flow_opd.protocols import Backbone
+from flow_opd.types import Conditioning, Prompt
+
+DECODE = "decode"  # part of a reading: images from latents
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OF_DIFFUSERS = {
+    "AutoencoderKL": AutoencoderKL,
+    "FluxTransformer2DModel": FluxTransformer2DModel,
+    "SD3Transformer2DModel": SD3Transformer2DModel,
+}
+_OF_TRANSFORMERS = {
+    "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
+    "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "T5EncoderModel": (T5EncoderModel, T5Config),
+}
+_NOT_SHAPES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+
+
+def build_network(network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Returns a network on the meta device, frozen.
+
+    Raises:
+        ConfigError: if its class is not known here.
+    """
+    with torch.device("meta"), quiet_loading():
+        if network.class_name in _OF_DIFFUSERS:
+            module: nn.Module = _OF_DIFFUSERS[network.class_name].from_config(network.config)
+        elif network.class_name in _OF_TRANSFORMERS:
+            kind, settings = _OF_TRANSFORMERS[network.class_name]
+            shapes = {key: value for key, value in network.config.items() if key not in _NOT_SHAPES}
+            module = kind(settings(**shapes))
+        else:
+            known = sorted([*_OF_DIFFUSERS, *_OF_TRANSFORMERS])
+            raise ConfigError(
+                explain(
+                    "the base has a part that cannot be planned",
+                    value=network.class_name,
+                    allowed=", ".join(known),
+                    fix="plan a base that is made of these",
+                )
+            )
+        return module.to(dtype).requires_grad_(False).eval()
+
+
+def count(module: nn.Module) -> int:
+    """Returns the numbers that a network keeps: its parameters, and buffers that a checkpoint holds."""
+    kept = set(module.state_dict())
+    return sum(
+        tensor.numel()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        if name in kept
+    )
+
+
+class ShapeBackbone:
+    """A backbone that knows of a prompt only how many tokens it has; the rest is the real one's work."""
+
+    def __init__(
+        self,
+        inner: Backbone,
+        *,
+        latent_shape: tuple[int, int, int],
+        text: Tensor,
+        pooled: Tensor,
+        meter: Meter,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            inner: the real backbone around a pipeline of fake tensors.
+            latent_shape: C, H, W.
+            text, pooled: one embedded prompt, [1, L, D] and [1, P].
+            meter: reads the decoding of images as a part of its own, 'decode'.
+        """
+        self.inner = inner
+        self.latent_shape = latent_shape
+        self.text = text
+        self.pooled = pooled
+        self.meter = meter
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Returns a conditioning of the right shape; one row stands for all, so that it costs nothing."""
+        rows = len(prompts)
+        return Conditioning(
+            self.text.expand(rows, -1, -1),
+            self.pooled.expand(rows, -1),
+            tuple(prompt.task for prompt in prompts),
+        )
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Returns the velocity, [M, C, H, W], float32."""
+        return self.inner.velocity(latents, sigma, conditioning)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Returns x0, [B, C, H, W], of images [B, 3, height, width]."""
+        return self.inner.encode_images(images)
+
+    def decode_latents(self, x0: Tensor) -> Tensor:
+        """Returns images, [B, 3, height, width], of x0 [B, C, H, W]."""
+        with self.meter.span(DECODE, rows=len(x0)):
+            return self.inner.decode_latents(x0)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Returns the model's own grid of noise levels, [num_steps + 1]."""
+        return self.inner.sigmas(num_steps)
+
+
+class SharedAdapters:
+    """Adapters of one form share one LoRA: shapes cannot tell them apart, and building them takes time."""
+
+    def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraSettings], *, student: str) -> None:
+        """Attaches a LoRA for the student and one for each other form.
+
+        Args:
+            transformer: the bare network, on the meta device.
+            forms: name -> rank, alpha and targets.
+            student: the one that is trained; it has a LoRA of its own.
+
+        Raises:
+            AdapterError: if a target names nothing in this network.
+        """
+        holder = SimpleNamespace(transformer=transformer)
+        self.bank = AdapterBank(holder)
+        self._representative: dict[str, str] = {}
+        for name, form in sorted(forms.items(), key=lambda item: item[0] != student):
+            alike = [old for old, other in forms.items() if old in self.bank.names and other == form]
+            shared = next((old for old in alike if old != student), None) if name != student else None
+            if shared is None:
+                self.bank.add(name, form, seed=0)
+            self._representative[name] = shared or name
+        self.bank.train(student)
+        self.transformer: nn.Module = holder.transformer
+
+    def using(self, name: str | None) -> AbstractContextManager[None]:
+        """Activates the adapter `name` (None = the bare base) inside the context."""
+        return self.bank.using(None if name is None else self._representative[name])
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Returns the parameters that the adapter `name` has, though it may share them here."""
+        return self.bank.parameters(self._representative[name])
+
+
+@dataclass(frozen=True)
+class ShapeModel:
+    """One base with its adapters, ready to be run without data."""
+
+    backbone: ShapeBackbone
+    adapters: SharedAdapters
+    meter: Meter
+    student: str
+    transformer: nn.Module  # without the adapters' wrapper
+    vae: nn.Module
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The student's parameters; each has a gradient already, as after the first micro-batch."""
+        return self.adapters.parameters(self.student)
+
+    def checkpointing(self, on: bool) -> None:
+        """Switches gradient checkpointing of the transformer's blocks."""
+        switch = "enable_gradient_checkpointing" if on else "disable_gradient_checkpointing"
+        getattr(self.transformer, switch)()
+
+
+def build_model(
+    architecture: Architecture,
+    base: BaseModelSettings,
+    forms: Mapping[str, LoraSettings],
+    *,
+    student: str,
+    vae_tiling: bool = False,
+) -> ShapeModel:
+    """Returns the base with its adapters on fake tensors, in the number format of the settings.
+
+    Args:
+        architecture: the networks.
+        base: number format, resolution and length of the prompts.
+        forms: adapter -> rank, alpha and targets.
+        student: the adapter that is trained.
+        vae_tiling: decodes in tiles.
+
+    Raises:
+        AdapterError: if a target names nothing in this transformer.
+        ConfigError: if there is no backbone for this pipeline.
+    """
+    if architecture.pipeline != "StableDiffusion3Pipeline":
+        raise ConfigError(
+            explain(
+                f"no backbone for the pipeline of {base.path}",
+                value=architecture.pipeline,
+                allowed="StableDiffusion3Pipeline",
+                fix="plan a base of this kind",
+            )
+        )
+    dtype = DTYPES[base.dtype]
+    transformer = build_network(architecture.networks["transformer"], dtype)
+    vae = build_network(architecture.networks["vae"], dtype)
+    adapters = SharedAdapters(transformer, forms, student=student)
+    config: Any = transformer.config
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in (adapters.transformer, vae):
+            network.to_empty(device="cpu")
+        text = torch.empty(1, text_tokens(architecture, base), config.joint_attention_dim, dtype=dtype)
+        pooled = torch.empty(1, config.pooled_projection_dim, dtype=dtype)
+    trained = adapters.parameters(student).values()
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    networks = (adapters.transformer, vae)
+    weights = [tensor for each in networks for tensor in (*each.parameters(), *each.buffers())]
+    meter = Meter([*weights, *gradients])
+    inner, scale = _sd3(architecture, transformer, vae, adapters)
+    if vae_tiling:
+        vae.enable_tiling()  # type: ignore[operator]
+    side = base.resolution // scale if base.resolution else config.sample_size
+    backbone = ShapeBackbone(
+        inner, latent_shape=(config.in_channels, side, side), text=text, pooled=pooled, meter=meter
+    )
+    return ShapeModel(backbone, adapters, meter, student, transformer, vae)
+
+
+def text_tokens(architecture: Architecture, base: BaseModelSettings) -> int:
+    """Returns L: CLIP's tokens and T5's stand one after the other; without T5 zeros stand in its place."""
+    clip = architecture.networks["text_encoder"].config["max_position_embeddings"]
+    return int(clip) + base.max_sequence_length
+
+
+def _sd3(
+    architecture: Architecture, transformer: nn.Module, vae: nn.Module, adapters: SharedAdapters
+) -> tuple[SD3Backbone, int]:
+    """Returns the backbone around a pipeline without text encoders, and pixels per latent."""
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(architecture.scheduler),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    backbone = SD3Backbone(pipe, max_sequence_length=0)
+    backbone.transformer = adapters.transformer
+    return backbone, pipe.vae_scale_factor

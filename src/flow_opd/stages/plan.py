@@ -1,0 +1,203 @@
+"""Says what a training will need before it runs: memory, FLOPs, hours, and what to change if too much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from flow_opd.adapters.settings import LoraSettings
+from flow_opd.backbones.quiet import quiet_loading
+from flow_opd.config.common import SamplingSettings
+from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.config.teachers import RoutedTeacherSettings
+from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.job import Job, distill_job, teacher_job
+from flow_opd.planning.plan import Plan, make_plan, share_of_process
+from flow_opd.planning.probe import (
+    ANCHOR,
+    REFERENCE,
+    ROLLOUT,
+    STUDENT,
+    TEACHER,
+    MeteredField,
+    Reading,
+    Readings,
+    read_decode,
+    read_update,
+    read_velocity,
+)
+from flow_opd.planning.shapes import ShapeModel, build_model
+from flow_opd.planning.table import plan_view
+from flow_opd.processes import ALONE
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rollout.walks import Walks
+from flow_opd.stages import distill, teacher
+from flow_opd.stages.assembly import build_walks
+from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
+from flow_opd.stages.training import STUDENT as STUDENT_ADAPTER
+from flow_opd.types import Prompt, RewardTable
+
+SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
+
+
+def run(path: Path, overrides: Sequence[str], assumed: PlanSettings, *, as_json: bool) -> None:
+    """Prints the plan of the training in a configuration file."""
+    plan = plan_training(read_training(path, overrides), assumed)
+    if as_json:
+        print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
+    else:
+        Console(highlight=False).print(plan_view(plan))
+
+
+def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
+    """Returns the plan of a training.
+
+    The training itself is assembled as its stage does it, on tensors without data, and one micro-batch of
+    it is run with and without gradient checkpointing; the rest is multiplication.
+
+    Raises:
+        ConfigError: if the base is not known here and its config files cannot be had.
+        AdapterError: if the LoRA does not fit the base.
+    """
+    if isinstance(settings, DistillSettings):
+        job = distill_job(settings, student=STUDENT_ADAPTER, anchor=ANCHOR_ADAPTER)
+    else:
+        job = teacher_job(settings, student=STUDENT_ADAPTER)
+    with quiet_loading():
+        architecture = read_architecture(settings.base)
+        model = build_model(
+            architecture,
+            settings.base,
+            job.forms,
+            student=STUDENT_ADAPTER,
+            vae_tiling=settings.compute.vae_tiling,
+        )
+    rows = share_of_process(job, assumed.processes).micro_batch_size
+    return make_plan(job, architecture, model, _read(job, model, rows), assumed)
+
+
+def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
+    """Returns the readings of a micro-batch of `rows` rows."""
+    plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
+    cost = 0.0
+    if isinstance(job.settings, DistillSettings):
+        cost = _teacher_cost(job.settings, job, model, costliest=plain.flops_per_row(TEACHER))
+    return Readings(plain, checkpointed, decode=read_decode(model, rows), teacher=cost)
+
+
+def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:
+    settings = job.settings
+    model.checkpointing(checkpointing)
+    if isinstance(settings, DistillSettings):
+        return read_update(model.meter, *_distillation(settings, job, model, rows))
+    return read_update(model.meter, *_grpo(settings, model, rows))
+
+
+def _distillation(
+    settings: DistillSettings, job: Job, model: ShapeModel, rows: int
+) -> tuple[BatchSource, Objective]:
+    """Returns a round of one micro-batch whose rows all ask the costliest teacher."""
+    objective = settings.objective
+    if not isinstance(objective, DirectKLSettings):
+        objective = objective.model_copy(update={"updates_per_round": 1})
+    small = settings.model_copy(update={"sampling": _short(settings.sampling), "objective": objective})
+    cast = distill.cast_of(small, model.backbone, model.backbone, model.adapters)
+    metered = replace(
+        cast,
+        student=MeteredField(cast.student, model.meter, STUDENT, without_gradients=ROLLOUT),
+        teachers=MeteredField(cast.teachers, model.meter, TEACHER),
+        anchor=cast.anchor and MeteredField(cast.anchor, model.meter, ANCHOR),
+    )
+    task = _costliest(settings, job).tasks[0]
+    walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
+    return distill.algorithm_of(small, metered, walks)
+
+
+def _grpo(settings: TeacherSettings, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
+    """Returns a round of one group, whose images are decoded and get no reward."""
+    small = settings.model_copy(
+        update={
+            "sampling": _short(settings.sampling),
+            "group_size": max(2, rows),  # a group of one has no spread
+            "trained_steps": "stochastic",
+            "steps_per_round": None,
+            "updates_per_round": 1,
+            "micro_batch_size": rows,
+        }
+    )
+    student = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, STUDENT_ADAPTER)
+    reference = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, None)
+    return teacher.algorithm_of(
+        small,
+        MeteredField(student, model.meter, STUDENT, without_gradients=ROLLOUT),
+        MeteredField(reference, model.meter, REFERENCE),
+        model.backbone,
+        _walks(model, small.sampling, task="", prompts=1, micro_batch_size=rows),
+        _NoReward(),
+    )
+
+
+def _short(sampling: SamplingSettings) -> SamplingSettings:
+    return sampling.model_copy(update=SHORT)
+
+
+def _walks(
+    model: ShapeModel, sampling: SamplingSettings, *, task: str, prompts: int, micro_batch_size: int
+) -> Walks:
+    groups = PromptGroups([Prompt("", task)], seed=0, prompts_per_round=prompts)
+    return build_walks(
+        model.backbone,
+        model.backbone,
+        groups,
+        sampling,
+        seed=0,
+        micro_batch_size=micro_batch_size,
+        processes=ALONE,
+    )
+
+
+def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
+    return max(settings.teachers, key=lambda each: (each.guidance_scale != 1, job.forms[each.name].rank))
+
+
+def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, costliest: float) -> float:
+    """Returns the FLOPs of a teacher's velocity for one row, weighed by the shares of the tasks.
+
+    Args:
+        settings: of the distillation.
+        job: with the forms of the teachers.
+        model: the base.
+        costliest: what the costliest teacher takes, which is known already.
+    """
+    teachers = distill.cast_of(settings, model.backbone, model.backbone, model.adapters).teachers
+
+    def kind(each: RoutedTeacherSettings) -> tuple[LoraSettings, bool]:
+        return (job.forms[each.name], each.guidance_scale != 1)
+
+    measured = {kind(_costliest(settings, job)): costliest}
+    total, weights = 0.0, 0.0
+    for each in settings.teachers:
+        if kind(each) not in measured:
+            measured[kind(each)] = read_velocity(model, teachers, each.tasks[0])
+        for task in each.tasks:
+            share = settings.task_shares[task] if settings.task_shares else 1.0
+            total, weights = total + share * measured[kind(each)], weights + share
+    return total / weights
+
+
+class _NoReward:
+    """Stands where rewards stand, which are not planned."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
+        """Returns zeros."""
+        rows = len(prompts)
+        return RewardTable({}, torch.zeros(rows), torch.ones(rows, dtype=torch.bool))
