@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,8 @@ def main() -> None:
     """Runs the command line."""
     # transformers greets every import without torchvision with hints about image processors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # peft imports bitsandbytes where it is installed, which then misses kernels that nobody needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app(prog_name="flow-opd")
 
 
