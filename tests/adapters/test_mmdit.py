@@ -173,7 +173,7 @@ def test_every_name_exists_in_the_true_medium_model() -> None:
     targeted = {name: layer for name, layer in linears(model).items() if settings.targets(name)}
     assert len(targeted) == 191
     parts = {
-        name: Factors(torch.empty(32, layer.in_features), torch.empty(layer.out_features, 32), 64.0)
+        name: Factors(torch.rand(32, layer.in_features), torch.zeros(layer.out_features, 32), 64.0)
         for name, layer in targeted.items()
     }
     original = original_state(model.state_dict())
