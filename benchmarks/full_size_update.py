@@ -1,8 +1,8 @@
 """One whole distillation update of a transformer in the true size of Stable Diffusion 3.5 Medium, on a CPU.
 
-Random weights in bfloat16, random text embeddings; the student, one teacher and an anchor of rank 32, gradient
-checkpointing, AdamW: the project's own bank, walk, objective and loop. It says how long each pass takes and
-how much memory the process has needed:
+Random weights in bfloat16, random text embeddings; the student, one teacher and an anchor of rank 32,
+gradient checkpointing, AdamW: the project's own bank, walk, objective and loop. It says how long each
+pass takes and how much memory the process has needed:
 
     python benchmarks/full_size_update.py [--layers 24] [--resolution 256] [--prompts 1] [--steps 2]
 """
