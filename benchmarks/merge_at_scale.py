@@ -47,12 +47,12 @@ def measure(method: str, layers: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     weights = [1 / TEACHERS] * TEACHERS if MERGE_METHODS.get(method).weights == "given" else None
     rank = RANK if MERGE_METHODS.get(method).rank == "chosen" else None
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     merged, report = merge(loras, weights, method, rank=rank)
-    seconds = time.perf_counter() - started
+    seconds, spent = time.perf_counter() - started, time.process_time() - spent
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"| {method} | {merged.rank} | {100 * report.kept_energy:.1f} % | {seconds:.1f} | "
+        f"| {method} | {merged.rank} | {100 * report.kept_energy:.1f} % | {seconds:.1f} | {spent:.1f} | "
         f"{after / 1024:.0f} | {(after - before) / 1024:.0f} |",
         flush=True,
     )
@@ -74,8 +74,8 @@ def main() -> None:
         f"{TEACHERS} adapters, {words.layers} layers, {8 * words.layers - 1} modules, "
         f"{torch.get_num_threads()} threads"
     )
-    print("| method | rank | energy kept | seconds | peak RSS, MB | of it by the merge, MB |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| method | rank | energy kept | seconds | CPU seconds | peak RSS, MB | of it by the merge, MB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for method in words.methods or list(MERGE_METHODS):
         subprocess.run(
             [sys.executable, __file__, method, "--layers", str(words.layers), "--here"], check=True

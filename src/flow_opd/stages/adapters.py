@@ -31,7 +31,8 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
     """
     lora = read_adapter(adapter_folder(name, key=key, offline=base.offline), alpha=alpha)
     for note in (*lora.notes, *_other_base(lora, base)):
-        Console(stderr=True).print(f"note: adapter {name}: {note}", highlight=False, markup=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"note: adapter {name}: {note}", markup=False)
     return lora
 
 

@@ -173,6 +173,7 @@ def _compare(
         f"{what}: loaded again, largest velocity difference {difference:.2e} "
         f"(the adapter changes velocities by up to {effect:.2e})",
         highlight=False,
+        soft_wrap=True,
     )
     if not difference <= TOLERANCE[base.dtype] * effect:
         raise AdapterError(
