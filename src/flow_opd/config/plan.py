@@ -18,12 +18,6 @@ from flow_opd.errors import ConfigError, explain
 
 TrainingSettings = DistillSettings | TeacherSettings
 
-_KIND_OF_KEY: Mapping[str, type[DistillSettings] | type[TeacherSettings]] = {
-    "teachers": DistillSettings,
-    "rewards": TeacherSettings,
-}
-"""A key that only one kind of configuration has -> its settings."""
-
 
 class PlanSettings(Settings):
     """Assumptions of a plan that no training configuration holds."""
@@ -45,14 +39,16 @@ def read_training(path: str | Path, overrides: Sequence[str] = ()) -> TrainingSe
 
 
 def _kind(data: Mapping[str, Any], name: str) -> type[DistillSettings] | type[TeacherSettings]:
-    for key, kind in _KIND_OF_KEY.items():
-        if key in data:
-            return kind
+    """Returns what the keys of a document belong to; only these two kinds train on prompts."""
+    if "prompts" in data and "teachers" in data:
+        return DistillSettings
+    if "prompts" in data and "rewards" in data:
+        return TeacherSettings
     raise ConfigError(
         explain(
             f"{name} is no training that can be planned",
             value=sorted(data),
-            allowed="a distillation (with 'teachers') or a Flow-GRPO teacher (with 'rewards')",
+            allowed="a distillation ('prompts', 'teachers') or a Flow-GRPO teacher ('prompts', 'rewards')",
             fix="give the configuration of `flow-opd distill` or `flow-opd teacher`",
         )
     )

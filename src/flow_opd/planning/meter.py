@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -86,18 +86,29 @@ class Meter(TorchDispatchMode):
         self.spans: dict[str, Span] = {}
 
     @contextmanager
-    def span(self, name: str, *, rows: int) -> Iterator[None]:
-        """Adds what is counted inside to the span `name`, with the rows that it was counted for."""
+    def span(self, name: str, *, rows: int) -> Iterator[Span]:
+        """Adds what is counted inside to the span `name`, and yields what is counted this time."""
         before, outer = self.flops, self.peak
         self.peak = self.live
+        this = Span(rows=rows)
         try:
-            yield
+            yield this
         finally:
-            part = self.spans.setdefault(name, Span())
-            part.flops += self.flops - before
-            part.rows += rows
-            part.peak = max(part.peak, self.peak)
+            this.flops, this.peak = self.flops - before, self.peak
             self.peak = max(self.peak, outer)
+            self._enter(name, this)
+
+    def add(self, name: str, known: Span) -> None:
+        """Adds to the span `name` what is known without running it; `known.peak` is above what is alive."""
+        self.flops += known.flops
+        self.peak = max(self.peak, self.live + known.peak)
+        self._enter(name, replace(known, peak=self.live + known.peak))
+
+    def _enter(self, name: str, this: Span) -> None:
+        part = self.spans.setdefault(name, Span())
+        part.flops += this.flops
+        part.rows += this.rows
+        part.peak = max(part.peak, this.peak)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import update_flops
 from flow_opd.planning.job import Job, Work
@@ -165,7 +165,7 @@ def make_plan(
             for card in MACHINES
         ),
         assumed=assumed,
-        notes=job.notes,
+        notes=(*job.notes, *_caveats(settings)),
     )
 
 
@@ -191,6 +191,16 @@ def _fixed(job: Job, model: ShapeModel, sizes: Mapping[str, int], *, embeddings:
         "moving_average": FLOAT32 * numbers if job.settings.ema else 0,
         "text_embeddings": embeddings,
     }
+
+
+def _caveats(settings: TrainingSettings) -> list[str]:
+    """Returns what about these settings is not planned."""
+    notes = []
+    if settings.base.dtype == "float32":
+        notes.append("base.dtype float32 runs at half of the bfloat16 peak at best: double the hours")
+    if settings.compute.compile:
+        notes.append("compute.compile is not planned: it saves time and working set")
+    return notes
 
 
 def _base(job: Job, architecture: Architecture, model: ShapeModel) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flow_opd.planning.memory import Dynamic
-from flow_opd.planning.meter import Meter, Span
+from flow_opd.planning.meter import Span
 from flow_opd.planning.shapes import DECODE, ShapeModel
 from flow_opd.protocols import BatchSource, Objective, VelocityField
 from flow_opd.types import Conditioning, Prompt
@@ -20,27 +20,50 @@ BACKWARD = "backward"
 
 
 class MeteredField:
-    """A velocity field whose calls a meter keeps apart under a role; without gradients under another."""
+    """A velocity field whose calls are kept apart under a role; those without gradients under another.
 
-    def __init__(self, field: VelocityField, meter: Meter, role: str, *, without_gradients: str = "") -> None:
+    Policies of one kind (form of the adapter, with or without guidance) take the same. What one of them took
+    without gradients is added for the next without running it, which saves a third of the time.
+    """
+
+    def __init__(
+        self,
+        field: VelocityField,
+        model: ShapeModel,
+        role: str,
+        *,
+        kind: Hashable,
+        without_gradients: str = "",
+    ) -> None:
         """Names the roles.
 
         Args:
             field: whose calls are read.
-            meter: reads them.
+            model: its meter reads them, and it keeps what is known of each kind.
             role: of the calls.
+            kind: all that decides the cost of a row.
             without_gradients: role of calls that build no graph; empty: the same role.
         """
         self.field = field
-        self.meter = meter
+        self.model = model
         self.role = role
+        self.kind = kind
         self.without_gradients = without_gradients or role
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Returns the field's velocity, [M, C, H, W]."""
-        role = self.role if torch.is_grad_enabled() else self.without_gradients
-        with self.meter.span(role, rows=len(latents)):
-            return self.field.velocity(latents, sigma, conditioning)
+        """Returns the field's velocity, [M, C, H, W]; of the right shape only, where its cost is known."""
+        meter, rows = self.model.meter, len(latents)
+        if torch.is_grad_enabled():
+            with meter.span(self.role, rows=rows):
+                return self.field.velocity(latents, sigma, conditioning)
+        key, live = (self.kind, rows), meter.live
+        if key in self.model.known:
+            meter.add(self.without_gradients, self.model.known[key])
+            return torch.zeros_like(latents, dtype=torch.float32)
+        with meter.span(self.without_gradients, rows=rows) as this:
+            velocity = self.field.velocity(latents, sigma, conditioning)
+        self.model.known[key] = replace(this, peak=this.peak - live)
+        return velocity
 
 
 @dataclass(frozen=True)
@@ -97,8 +120,9 @@ class Readings:
         )
 
 
-def read_update(meter: Meter, source: BatchSource, objective: Objective) -> Reading:
+def read_update(model: ShapeModel, source: BatchSource, objective: Objective) -> Reading:
     """Returns the reading of a source's first micro-batch, from its rollouts to its gradients."""
+    meter = model.meter
     meter.reset()
     with meter:
         batch = next(iter(next(source.round(0))))

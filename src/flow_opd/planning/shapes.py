@@ -7,7 +7,7 @@ does on a card; plain meta tensors would take the one that writes out the whole 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 from flow_opd.planning.architectures import Architecture, Network
-from flow_opd.planning.meter import Meter
+from flow_opd.planning.meter import Meter, Span
 from flow_opd.protocols import Backbone
 from flow_opd.types import Conditioning, Prompt
 
@@ -185,6 +185,7 @@ class ShapeModel:
     student: str
     transformer: nn.Module  # without the adapters' wrapper
     vae: nn.Module
+    known: dict[Hashable, Span]  # (kind of policy, rows) -> what its velocity took without gradients
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -251,7 +252,7 @@ def build_model(
     backbone = ShapeBackbone(
         inner, latent_shape=(config.in_channels, side, side), text=text, pooled=pooled, meter=meter
     )
-    return ShapeModel(backbone, adapters, meter, student, transformer, vae)
+    return ShapeModel(backbone, adapters, meter, student, transformer, vae, known={})
 
 
 def text_tokens(architecture: Architecture, base: BaseModelSettings) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,15 +11,17 @@ from rich.text import Text
 from flow_opd.planning.machines import GIB, RESERVE
 from flow_opd.planning.plan import Plan
 
+MIB = 2**20
+
 _MEMORY_WORDS = {
-    "base": "base, frozen, all policies share it",
-    "vae": "VAE, to decode images for the reward",
+    "base": "base, frozen, shared by all policies",
+    "vae": "VAE, for the reward's images",
     "frozen_adapters": "frozen adapters",
     "student_adapter": "student's adapter",
     "gradients": "its gradients",
     "optimizer": "its two AdamW moments",
     "moving_average": "its moving average",
-    "text_embeddings": "embeddings of a round's prompts",
+    "text_embeddings": "embedded prompts of a round",
 }
 _FLOPS_WORDS = {
     "rollout": "student, walking without gradients",
@@ -92,50 +96,72 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table("memory of a process, GiB", header_style="bold", box=None, pad_edge=False)
+    unit, name = (GIB, "GiB") if plan.memory[False].total >= GIB else (MIB, "MiB")
+    table = Table(f"{name} of a process", header_style="bold", box=None, pad_edge=False)
     for on in (False, True):
-        mark = "  (as configured)" if on == plan.checkpointing else ""
-        table.add_column(f"{'with' if on else 'without'} checkpointing{mark}", justify="right")
+        mark = " *" if on == plan.checkpointing else ""
+        table.add_column(f"{'with' if on else 'without'}\ncheckpointing{mark}", justify="right")
+
+    def row(words: str, values: Sequence[int], style: str = "") -> None:
+        table.add_row(words, *(f"{value / unit:,.2f}" if value else "" for value in values), style=style)
+
     pair = [plan.memory[on] for on in (False, True)]
     for part, words in _MEMORY_WORDS.items():
         if pair[0].fixed[part]:
-            table.add_row(words, *(_gib(one.fixed[part]) for one in pair))
-    table.add_row("activations that the backward pass needs", *(_gib(one.kept) for one in pair))
-    table.add_row("working set on top, at the worst moment", *(_gib(one.working) for one in pair))
-    table.add_row("peak while training", *(_gib(one.total) for one in pair), style="bold")
-    table.add_row("before it, while prompts are encoded", *[_gib(plan.encoding)] * 2, style="dim")
-    naive = ["" if on != plan.checkpointing else _gib(plan.naive_memory) for on in (False, True)]
-    table.add_row("naive: a pipeline for each policy", *naive, style="dim")
+            row(words, [one.fixed[part] for one in pair])
+    row("activations kept for the backward pass", [one.kept for one in pair])
+    row("working set on top, at the worst moment", [one.working for one in pair])
+    row("peak of the training", [one.total for one in pair], "bold")
+    row("before it, while prompts are encoded", [plan.encoding] * 2, "dim")
+    naive = [plan.naive_memory if on == plan.checkpointing else 0 for on in (False, True)]
+    row("naive: a whole pipeline for each policy", naive, "dim")
+    table.caption = "* as configured"
+    table.caption_justify = "left"
     return table
 
 
 def _flops(plan: Plan) -> Table:
-    table = Table("TFLOPs of an update", header_style="bold", box=None, pad_edge=False)
-    table.add_column("this schedule", justify="right")
-    table.add_column("naive", justify="right")
     total, naive = sum(plan.flops.values()), sum(plan.naive_flops.values())
+    unit, name = (1e12, "TFLOP") if total >= 1e12 else (1e9, "GFLOP")
+    table = Table(f"{name} of an update", header_style="bold", box=None, pad_edge=False)
+    for header in ("this\nschedule", "", "naive\nschedule"):
+        table.add_column(header, justify="right")
     for part, words in _FLOPS_WORDS.items():
-        if plan.flops[part] or plan.naive_flops[part]:
-            table.add_row(words, _tera(plan.flops[part]), _tera(plan.naive_flops[part]))
-    table.add_row("rewards", "not planned" if plan.work.decode else "none", "not planned", style="dim")
-    table.add_row("total", _tera(total), f"{_tera(naive)}  (x {naive / total:.2f})", style="bold")
+        ours, theirs = plan.flops[part], plan.naive_flops[part]
+        if ours or theirs:
+            share = f"{100 * ours / total:.0f} %" if ours else ""
+            table.add_row(words, f"{ours / unit:,.2f}" if ours else "", share, f"{theirs / unit:,.2f}")
+    table.add_row("rewards", "not planned" if plan.work.decode else "none", "", "not planned", style="dim")
+    table.add_row("total", f"{total / unit:,.2f}", "", f"{naive / unit:,.2f}", style="bold")
     return table
 
 
 def _cards(plan: Plan) -> Table:
-    table = Table(
-        "card", "GiB", "needs", "fits", "GPU-hours", "naive", header_style="bold", box=None, pad_edge=False
-    )
-    table.add_column("largest micro batch without / with checkpointing", justify="right")
+    table = Table("card", header_style="bold", box=None, pad_edge=False)
+    hours = ("hours",) if plan.assumed.processes > 1 else ()
+    for header in (
+        "GiB",
+        "needs",
+        "fits",
+        "GPU-\nhours",
+        *hours,
+        "naive",
+        "largest\nmicro batch",
+        "with check-\npointing",
+    ):
+        table.add_column(header, justify="right")
     for one in plan.verdicts:
+        wall = (_hours(one.gpu_hours / plan.assumed.processes),) if hours else ()
         table.add_row(
             one.card,
             f"{one.memory_gib:.1f}",
             f"{one.needs_gib:.1f}",
             Text("yes", "green") if one.fits else Text("no", "red"),
             _hours(one.gpu_hours),
+            *wall,
             _hours(one.naive_gpu_hours),
-            f"{one.largest_micro_batch} / {one.largest_micro_batch_with_checkpointing}",
+            str(one.largest_micro_batch),
+            str(one.largest_micro_batch_with_checkpointing),
         )
     return table
 
@@ -145,24 +171,17 @@ def _small_print(plan: Plan) -> str:
         f"Hours at {100 * plan.assumed.utilisation:.0f} % of each card's dense bfloat16 peak; "
         f"a card needs {RESERVE:g} GiB more than the tensors.",
         "Not planned: rewards, evaluation, waiting for other processes, the optimizer's arithmetic.",
-        "Naive: every policy a pipeline of its own with encoders and VAE; walks first, then trains on the "
-        "states again; decodes every image.",
+        "Naive: every policy is a pipeline of its own, with encoders and VAE; the student walks first and is "
+        "trained on the states again; every image is decoded.",
+        f"An embedded prompt takes {plan.bytes_per_prompt / MIB:.2f} MiB.",
     ]
     if plan.assumed.processes > 1:
-        lines.append(f"{plan.assumed.processes} processes: divide the hours; each holds the whole base.")
+        lines.append("Hours: GPU-hours by the number of processes, each of which holds the whole base.")
     return "\n".join([*lines, *(f"{note[:1].upper()}{note[1:]}." for note in plan.notes)])
 
 
 def _millions(number: int) -> str:
     return f"{number / 1e6:,.2f} M"
-
-
-def _gib(number: int) -> str:
-    return f"{number / GIB:.2f}" if number >= GIB / 100 else f"{number / GIB:.5f}"
-
-
-def _tera(number: float) -> str:
-    return f"{number / 1e12:,.2f}" if number >= 1e11 else f"{number / 1e12:.5f}"
 
 
 def _hours(number: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,9 @@ SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all o
 
 def run(path: Path, overrides: Sequence[str], assumed: PlanSettings, *, as_json: bool) -> None:
     """Prints the plan of the training in a configuration file."""
-    plan = plan_training(read_training(path, overrides), assumed)
+    settings = read_training(path, overrides)
+    with Console(stderr=True).status("running a micro-batch of shapes ..."):
+        plan = plan_training(settings, assumed)
     if as_json:
         print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
     else:
@@ -98,8 +100,8 @@ def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool)
     settings = job.settings
     model.checkpointing(checkpointing)
     if isinstance(settings, DistillSettings):
-        return read_update(model.meter, *_distillation(settings, job, model, rows))
-    return read_update(model.meter, *_grpo(settings, model, rows))
+        return read_update(model, *_distillation(settings, job, model, rows))
+    return read_update(model, *_grpo(settings, job, model, rows))
 
 
 def _distillation(
@@ -111,18 +113,22 @@ def _distillation(
         objective = objective.model_copy(update={"updates_per_round": 1})
     small = settings.model_copy(update={"sampling": _short(settings.sampling), "objective": objective})
     cast = distill.cast_of(small, model.backbone, model.backbone, model.adapters)
+    teacher, anchor = _costliest(settings, job), settings.anchor
+    student = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     metered = replace(
         cast,
-        student=MeteredField(cast.student, model.meter, STUDENT, without_gradients=ROLLOUT),
-        teachers=MeteredField(cast.teachers, model.meter, TEACHER),
-        anchor=cast.anchor and MeteredField(cast.anchor, model.meter, ANCHOR),
+        student=MeteredField(cast.student, model, STUDENT, kind=student, without_gradients=ROLLOUT),
+        teachers=MeteredField(cast.teachers, model, TEACHER, kind=_kind_of(teacher, job)),
     )
-    task = _costliest(settings, job).tasks[0]
-    walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
+    if anchor is not None:
+        assert cast.anchor is not None
+        kind = _kind(job.forms[anchor.teacher or ANCHOR_ADAPTER], anchor.guidance_scale)
+        metered = replace(metered, anchor=MeteredField(cast.anchor, model, ANCHOR, kind=kind))
+    walks = _walks(model, small.sampling, task=teacher.tasks[0], prompts=rows, micro_batch_size=rows)
     return distill.algorithm_of(small, metered, walks)
 
 
-def _grpo(settings: TeacherSettings, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
+def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
     """Returns a round of one group, whose images are decoded and get no reward."""
     small = settings.model_copy(
         update={
@@ -136,14 +142,25 @@ def _grpo(settings: TeacherSettings, model: ShapeModel, rows: int) -> tuple[Batc
     )
     student = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, STUDENT_ADAPTER)
     reference = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, None)
+    guidance = settings.sampling.guidance_scale
+    trained, bare = _kind(job.forms[STUDENT_ADAPTER], guidance), _kind(None, guidance)
     return teacher.algorithm_of(
         small,
-        MeteredField(student, model.meter, STUDENT, without_gradients=ROLLOUT),
-        MeteredField(reference, model.meter, REFERENCE),
+        MeteredField(student, model, STUDENT, kind=trained, without_gradients=ROLLOUT),
+        MeteredField(reference, model, REFERENCE, kind=bare),
         model.backbone,
         _walks(model, small.sampling, task="", prompts=1, micro_batch_size=rows),
         _NoReward(),
     )
+
+
+def _kind(form: LoraSettings | None, guidance_scale: float) -> Hashable:
+    """Returns all of a policy that decides what a row of it costs."""
+    return (form, guidance_scale != 1)
+
+
+def _kind_of(each: RoutedTeacherSettings, job: Job) -> Hashable:
+    return _kind(job.forms[each.name], each.guidance_scale)
 
 
 def _short(sampling: SamplingSettings) -> SamplingSettings:
@@ -180,17 +197,15 @@ def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, cos
     """
     teachers = distill.cast_of(settings, model.backbone, model.backbone, model.adapters).teachers
 
-    def kind(each: RoutedTeacherSettings) -> tuple[LoraSettings, bool]:
-        return (job.forms[each.name], each.guidance_scale != 1)
-
-    measured = {kind(_costliest(settings, job)): costliest}
+    measured = {_kind_of(_costliest(settings, job), job): costliest}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
-        if kind(each) not in measured:
-            measured[kind(each)] = read_velocity(model, teachers, each.tasks[0])
+        kind = _kind_of(each, job)
+        if kind not in measured:
+            measured[kind] = read_velocity(model, teachers, each.tasks[0])
         for task in each.tasks:
             share = settings.task_shares[task] if settings.task_shares else 1.0
-            total, weights = total + share * measured[kind(each)], weights + share
+            total, weights = total + share * measured[kind], weights + share
     return total / weights
 
 

@@ -1,0 +1,141 @@
+"""`flow-opd plan` from outside: tables, JSON, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flow_opd.cli import app
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.locations import asset_folder
+from flow_opd.config.plan import read_training
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.errors import ConfigError
+
+CARDS = ("A100 80GB", "A100 40GB", "H100 SXM", "H800 SXM", "RTX 4090")
+FLOPS = {
+    "rollout",
+    "student_forward",
+    "student_backward",
+    "recompute",
+    "teacher",
+    "anchor",
+    "reference",
+    "decode",
+    "rewards",
+    "total",
+}
+MEMORY = {
+    "base",
+    "vae",
+    "frozen_adapters",
+    "student_adapter",
+    "gradients",
+    "optimizer",
+    "moving_average",
+    "text_embeddings",
+    "activations",
+    "working_set",
+    "total",
+}
+
+
+def call(*words: str) -> Any:
+    return CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, ["plan", *words])
+
+
+@pytest.fixture
+def config(disk, tmp_path: Path) -> Path:
+    file = tmp_path / "distill.yaml"
+    file.write_text(yaml.safe_dump(disk.distillation()))
+    return file
+
+
+def test_json_is_whole_and_stable(config: Path) -> None:
+    result = call(str(config), "--json", "--utilisation", "0.5", "--processes", "2")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert list(plan) == [
+        "schema",
+        "kind",
+        "base",
+        "parameters",
+        "update",
+        "memory",
+        "flops",
+        "embedding_bytes_per_prompt",
+        "utilisation",
+        "machines",
+        "notes",
+    ]
+    assert (plan["schema"], plan["kind"], plan["utilisation"]) == (1, "distill", 0.5)
+    assert set(plan["flops"]["update"]) == set(plan["flops"]["naive_update"]) == FLOPS
+    assert plan["flops"]["update"]["rewards"] is None
+    assert set(plan["memory"]["with_checkpointing"]) == set(plan["memory"]["without_checkpointing"]) == MEMORY
+    for memory in (plan["memory"]["with_checkpointing"], plan["memory"]["without_checkpointing"]):
+        assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
+    assert plan["memory"]["configured"] == "without_checkpointing"
+    assert plan["update"]["processes"] == 2
+    assert plan["update"]["trajectories"] == 4
+    assert [machine["card"] for machine in plan["machines"]] == list(CARDS)
+    card, seconds = plan["machines"][0], 3600 * plan["machines"][0]["gpu_hours"]
+    assert seconds * 0.5 * card["bf16_tflops"] * 1e12 == pytest.approx(plan["flops"]["run"])
+    assert plan["flops"]["run"] == pytest.approx(5 * plan["flops"]["update"]["total"])
+
+
+def test_tables_teach(disk, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.yaml"
+    file.write_text(yaml.safe_dump(disk.grpo()))
+    result = call(str(file), "--set", "compute.gradient_checkpointing=true", "--processes", "2")
+    assert result.exit_code == 0, result.output
+    for part in (
+        "Flow-GRPO teacher on",
+        "forward and backward at 16 states on steps of earlier walks, beside 16 of the reference",
+        "peak of the training",
+        "student, computed again (checkpointing)",
+        "VAE, for the reward's images",
+        "decoding images",
+        *CARDS,
+        "Hours at 35 %",
+    ):
+        assert part in " ".join(result.stdout.split()), part
+
+
+def test_the_kind_is_recognised() -> None:
+    folder = asset_folder() / "configs"
+    assert isinstance(read_training(folder / "distill.yaml"), DistillSettings)
+    assert isinstance(read_training(folder / "teachers" / "text.yaml"), TeacherSettings)
+    with pytest.raises(ConfigError, match=r"merge\.yaml is no training that can be planned"):
+        read_training(folder / "merge.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["asset:configs/evaluate.yaml"],
+            ["no training that can be planned", "'prompts', 'teachers'", "To fix:"],
+        ),
+        (["asset:configs/distil.yaml"], ["asset"]),
+        (["absent.yaml"], ["absent.yaml"]),
+        (["CONFIG", "--utilisation", "2"], ["'utilisation' in the command line: 2"]),
+        (["CONFIG", "--processes", "0"], ["'processes' in the command line: 0"]),
+        (
+            ["CONFIG", "--set", "base.path=someone/unknown", "--set", "base.offline=true"],
+            ["'someone/unknown'"],
+        ),
+        (["CONFIG", "--set", "teachers=[]"], ["'teachers'"]),
+    ],
+    ids=" ".join,
+)
+def test_mistakes_end_with_code_2(config: Path, words: list[str], parts: list[str]) -> None:
+    result = call(*(str(config) if word == "CONFIG" else word for word in words))
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    for part in parts:
+        assert part in result.stderr

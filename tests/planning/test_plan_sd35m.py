@@ -1,0 +1,159 @@
+"""The true Stable Diffusion 3.5 Medium as shapes: its adapters, one update's graph, the plan's numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from formulas import Sizes, forward_flops
+
+from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES, LoraSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.plan import PlanSettings
+from flow_opd.config.reader import from_values
+from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.machines import GIB
+from flow_opd.planning.plan import Plan
+from flow_opd.planning.shapes import ShapeModel, build_model
+from flow_opd.policies.policy import Policy
+from flow_opd.stages.plan import plan_training
+from flow_opd.types import Prompt
+
+pytestmark = pytest.mark.xdist_group("plan-sd35m")  # its plan is made once
+
+WIDTH, LAYERS, DUAL = 1536, 24, 13
+IMAGE = (512 // 8 // 2) ** 2  # tokens: 8 pixels a latent, 2 x 2 latents a token
+TEXT = 77 + 128  # tokens: CLIP's, then T5's
+SIZES = Sizes(
+    width=WIDTH, layers=LAYERS, image=IMAGE, text=TEXT, joint=4096, pooled=2048, channels=16, dual=DUAL
+)
+ROWS = 2
+
+
+def settings(**changes: Any) -> DistillSettings:
+    teachers = ("GenEval", "Text", "PickScore")
+    named = [
+        {
+            "name": name.lower(),
+            "tasks": [name.lower()],
+            "adapter": f"jieliu/SD3.5M-FlowGRPO-{name}",
+            "guidance_scale": 4.5,
+        }
+        for name in teachers
+    ]
+    quality = {"name": "quality", "tasks": ["quality"], "adapter": "CostaliyA/SD3.5M-FlowGRPO-Deqa-Mix"}
+    values = {
+        "run": {"out": "unused", "rounds": 500},
+        "base": {
+            "path": "stabilityai/stable-diffusion-3.5-medium",
+            "dtype": "bfloat16",
+            "max_sequence_length": 128,
+            "resolution": 512,
+            "offline": True,
+        },
+        "teachers": [*named, quality],
+        "anchor": {"teacher": "quality", "guidance_scale": 4.5},
+        "cold_start": {"merge": {"name": "svd", "rank": 32}},
+        "prompts": [{"path": "data/prompts.jsonl"}],
+        "prompts_per_round": 32,
+        "micro_batch_size": 8,
+        "sampling": {"num_steps": 10, "guidance_scale": 4.5},
+        **changes,
+    }
+    return from_values(values, DistillSettings)
+
+
+@pytest.fixture(scope="module")
+def model() -> ShapeModel:
+    base = settings().base
+    return build_model(read_architecture(base), base, {"student": LoraSettings()}, student="student")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_training(settings(), PlanSettings())
+
+
+def test_the_eight_targets_match_191_modules(model: ShapeModel) -> None:
+    """Eight in each of 24 blocks, but for the last, whose text ends there: it has no to_add_out.
+
+    The second attention of the 13 dual blocks, `attn2`, gets no adapter: 'attn.to_q' names the ending of a
+    module, and '.attn2.to_q' does not end in '.attn.to_q'. Flow-GRPO's adapters are of the same form.
+    """
+    modules = {key.removesuffix(".lora_A.weight") for key in model.trained if "lora_A" in key}
+    expected = {
+        f"transformer_blocks.{i}.{target}" for i in range(LAYERS) for target in DEFAULT_TARGET_MODULES
+    }
+    assert modules == expected - {f"transformer_blocks.{LAYERS - 1}.attn.to_add_out"}
+    second = [name for name, _ in model.transformer.named_modules() if name.endswith("attn2.to_q.weight")]
+    assert not second
+    assert sum("attn2.to_q" in name for name, _ in model.transformer.named_parameters()) == 2 * DUAL
+
+
+def test_one_update_has_the_expected_shapes(model: ShapeModel) -> None:
+    seen: list[tuple[torch.Size, torch.Size]] = []
+
+    def look(_: Any, args: Any, values: dict[str, Any], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        seen.append((values["encoder_hidden_states"].shape, values["hidden_states"].shape))
+
+    hooks = [
+        block.register_forward_hook(look, with_kwargs=True) for block in model.transformer.transformer_blocks
+    ]
+    student = Policy(model.backbone, adapters=model.adapters, adapter="student", guidance_scale=4.5)
+    conditioning = model.backbone.encode_prompts([Prompt("", "any")] * ROWS)
+    assert conditioning.embeds.shape == (ROWS, TEXT, 4096)
+    assert conditioning.pooled.shape == (ROWS, 2048)
+    velocity = student.velocity(torch.zeros(ROWS, 16, 64, 64), torch.ones(ROWS), conditioning)
+    for hook in hooks:
+        hook.remove()
+    assert velocity.shape == (ROWS, 16, 64, 64)
+    assert velocity.dtype == torch.float32
+    assert seen == [((2 * ROWS, TEXT, WIDTH), (2 * ROWS, IMAGE, WIDTH))] * LAYERS  # guidance doubles the rows
+    for parameter in model.trained.values():
+        parameter.grad = None
+    velocity.sum().backward()
+    for name, parameter in model.trained.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.shape == ((32, WIDTH) if "lora_A" in name else (WIDTH, 32))
+        assert parameter.grad.dtype == torch.float32
+    frozen = [one for name, one in model.transformer.named_parameters() if "lora_" not in name]
+    assert all(one.grad is None and one.dtype == torch.bfloat16 for one in frozen)
+
+
+def test_parameters(plan: Plan) -> None:
+    assert 2.2e9 < plan.parameters.transformer < 2.5e9
+    assert plan.parameters.adapters["student"] == 191 * 2 * 32 * WIDTH == 18_776_064
+    assert set(plan.parameters.adapters) == {"geneval", "text", "pickscore", "quality", "student"}
+
+
+def test_flops_are_those_of_pencil_and_paper(plan: Plan) -> None:
+    forward = 2 * forward_flops(SIZES, 32)  # guidance
+    assert forward == 4_493_737_623_552
+    rows = 32 * 10
+    for part in ("student_forward", "teacher", "anchor"):
+        assert plan.flops[part] == rows * forward
+    # Backward: as much again for the inputs of all layers, some more for attention and the LoRA's factors.
+    assert 1.1 < plan.flops["student_backward"] / plan.flops["student_forward"] < 1.3
+
+
+def test_one_base_and_many_adapters(plan: Plan) -> None:
+    fixed = plan.memory[True].fixed
+    lora = 4 * plan.parameters.adapters["student"]
+    assert fixed["base"] == 2 * plan.parameters.transformer  # bfloat16
+    assert fixed["frozen_adapters"] == 4 * lora  # the anchor is the fourth teacher
+    student = ("student_adapter", "gradients", "optimizer", "moving_average")
+    assert sum(fixed[part] for part in student) == 5 * lora
+    assert sum(fixed.values()) < 5.3 * GIB
+    assert plan.naive_memory > 100 * GIB
+
+
+def test_checkpointing_is_what_makes_it_fit_24_gib(plan: Plan) -> None:
+    assert plan.memory[False].total / GIB == pytest.approx(44.5, abs=0.5)
+    assert plan.memory[True].total / GIB == pytest.approx(8.3, abs=0.2)
+    card = next(one for one in plan.verdicts if one.card == "RTX 4090")
+    assert not card.fits
+    assert "turn on compute.gradient_checkpointing (9.3 GiB)" in card.advice
+    assert card.largest_micro_batch == 3
+    assert card.largest_micro_batch_with_checkpointing == 32
+    assert next(one for one in plan.verdicts if one.card == "H100 SXM").fits

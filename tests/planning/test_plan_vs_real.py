@@ -1,0 +1,174 @@
+"""The plan, which runs no numbers, against rounds that do: FLOPs and memory of a tiny real base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.plan import PlanSettings, TrainingSettings
+from flow_opd.config.reader import from_values
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.planning.meter import CPU_ATTENTION
+from flow_opd.planning.plan import Plan
+from flow_opd.processes import ALONE
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import BatchSource, Objective
+from flow_opd.stages import distill, teacher
+from flow_opd.stages.assembly import build_walks, load_backbone, lora_settings
+from flow_opd.stages.plan import plan_training
+from flow_opd.types import Conditioning, Prompt, RewardTable
+
+PROMPTS = [Prompt("a red circle", "shapes"), Prompt("a sign that says CAB", "signs")]
+
+
+class NoReward:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
+        return RewardTable({}, torch.zeros(len(prompts)), torch.ones(len(prompts), dtype=torch.bool))
+
+
+@dataclass
+class Round:
+    """A round of a real training, prompts encoded beforehand."""
+
+    source: BatchSource
+    objective: Objective
+    parameters: list[torch.nn.Parameter]
+
+    def run(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+        for update in self.source.round(0):
+            for batch in update:
+                self.objective(batch).total.backward()
+
+    def flops(self) -> int:
+        with FlopCounterMode(display=False, custom_mapping=dict(CPU_ATTENTION)) as counter:
+            self.run()
+        return counter.get_total_flops()
+
+    def peak(self) -> int:
+        """Most bytes alive at a time, gradients included, by the events of torch's allocator."""
+        self.run()
+        for parameter in self.parameters:
+            parameter.grad = None
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.run()
+        events = [one for one in profiler.profiler.kineto_results.events() if one.name() == "[memory]"]
+        alive = peak = 0
+        for event in sorted(events, key=lambda one: one.start_ns()):
+            alive += event.nbytes()
+            peak = max(peak, alive)
+        return peak
+
+
+def real_round(settings: TrainingSettings, disk: Any) -> Round:
+    backbone = load_backbone(settings.base, settings.compute)
+    bank = AdapterBank(backbone)
+    encoded = backbone.encode_prompts([PROMPTS[0]])
+
+    def known(prompts: Sequence[Prompt]) -> Conditioning:
+        rows = encoded.rows([0] * len(prompts))
+        return Conditioning(rows.embeds, rows.pooled, tuple(prompt.task for prompt in prompts))
+
+    encoder = SimpleNamespace(encode_prompts=known)
+    if isinstance(settings, DistillSettings):
+        groups = PromptGroups(PROMPTS, 0, settings.prompts_per_round, settings.task_shares)
+    else:
+        groups = PromptGroups(PROMPTS, 0, settings.groups_per_round)
+    walks = build_walks(
+        backbone,
+        encoder,
+        groups,
+        settings.sampling,
+        seed=0,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
+    )
+    if isinstance(settings, DistillSettings):
+        for name, folder in (("a", "a"), ("b", "b"), ("anchor", "c"), ("student", "wide")):
+            bank.load(name, disk.adapters[folder])
+        bank.train("student")
+        parts = distill.algorithm_of(settings, distill.cast_of(settings, backbone, encoder, bank), walks)
+    else:
+        bank.add("student", lora_settings(settings.lora), 0)
+        bank.train("student")
+        student, reference = (
+            teacher.policy_of(settings, backbone, encoder, bank, name) for name in ("student", None)
+        )
+        parts = teacher.algorithm_of(settings, student, reference, backbone, walks, NoReward())
+    return Round(*parts, list(bank.parameters("student").values()))
+
+
+def planned(settings: TrainingSettings) -> Plan:
+    return plan_training(settings, PlanSettings())
+
+
+DISTILLATIONS: dict[str, dict[str, Any]] = {
+    "ragged micro-batches and unequal shares": {
+        "micro_batch_size": 3,
+        "task_shares": {"shapes": 3.0, "signs": 1.0},
+    },
+    "checkpointing, no guidance": {
+        "compute": {"gradient_checkpointing": True},
+        "sampling": {"num_steps": 2, "guidance_scale": 1.0},
+    },
+    "policy gradient": {"objective": {"name": "sampled-log-ratio", "updates_per_round": 2}},
+}
+GRPO: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "grpo, one step of two": {"steps_per_round": 1, "updates_per_round": 2, "kl_weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", [*DISTILLATIONS, *GRPO])
+def test_flops_of_an_update_are_those_of_a_real_one(disk, case: str) -> None:
+    if case in GRPO:
+        grpo = from_values(disk.grpo(**GRPO[case]), TeacherSettings)
+        expected, plan = real_round(grpo, disk).flops() / grpo.updates_per_round, planned(grpo)
+    else:
+        settings = from_values(disk.distillation(**DISTILLATIONS[case]), DistillSettings)
+        expected, plan = real_round(settings, disk).flops() / settings.updates_per_round(), planned(settings)
+    assert sum(plan.flops.values()) == pytest.approx(expected, rel=1e-6)
+
+
+def allocated(plan: Plan, checkpointing: bool) -> int:
+    """What the plan says that a round allocates."""
+    memory = plan.memory[checkpointing]
+    return memory.kept + memory.working + memory.fixed["gradients"] + memory.fixed["text_embeddings"]
+
+
+def test_memory_is_that_of_a_real_update(disk) -> None:
+    values = disk.distillation(micro_batch_size=8)
+    # One teacher for all: the plan means a micro-batch in which all rows ask the same one.
+    values["teachers"] = [{**values["teachers"][1], "tasks": ["shapes", "signs"]}]
+    plan = planned(from_values(values, DistillSettings))
+    for checkpointing in (False, True):
+        settings = from_values(
+            {**values, "compute": {"gradient_checkpointing": checkpointing}}, DistillSettings
+        )
+        assert allocated(plan, checkpointing) == pytest.approx(real_round(settings, disk).peak(), rel=0.05)
+
+
+def test_memory_of_grpo_is_that_of_a_real_update(disk) -> None:
+    settings = from_values(disk.grpo(micro_batch_size=8), TeacherSettings)
+    assert allocated(planned(settings), False) == pytest.approx(real_round(settings, disk).peak(), rel=0.10)
+
+
+def test_memory_is_proportional_to_the_micro_batch(disk) -> None:
+    """So the largest micro-batch that fits can be told from one reading."""
+    read = []
+    for rows in (4, 32):
+        values = disk.distillation(prompts_per_round=32, micro_batch_size=rows)
+        read.append(planned(from_values(values, DistillSettings)).memory)
+    for few, many in zip(read[0].values(), read[1].values(), strict=True):
+        assert many.kept + many.working == pytest.approx(8 * (few.kept + few.working), rel=0.02)
