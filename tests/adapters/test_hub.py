@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def cache(bank: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     bank.save("student", snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", asked)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
     return snapshot
 
 
