@@ -31,7 +31,9 @@ from flow_opd.config.locations import locate
 from flow_opd.config.plan import PlanSettings
 from flow_opd.config.reader import from_values
 from flow_opd.planning.meter import CPU_ATTENTION
+from flow_opd.processes import ALONE
 from flow_opd.prompts.batches import PromptGroups
+from flow_opd.protocols import PromptEncoder
 from flow_opd.stages.assembly import build_walks, load_backbone
 from flow_opd.stages.distill import algorithm_of, cast_of
 from flow_opd.stages.plan import plan_training
@@ -43,15 +45,12 @@ FLOPS_TOLERANCE, MEMORY_TOLERANCE = 0.05, 0.10
 
 
 class Encoded:
-    """A backbone whose prompts were encoded beforehand, as by the embedding cache."""
+    """Prompts that were encoded beforehand, as by the embedding cache."""
 
-    def __init__(self, inner: Any, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, encoder: PromptEncoder, prompts: Sequence[Prompt]) -> None:
         """Encodes all prompts that there will be."""
-        self.inner = inner
-        self.latent_shape = inner.latent_shape
-        self.velocity, self.sigmas = inner.velocity, inner.sigmas
         with torch.no_grad():
-            self.known = {prompt.text: inner.encode_prompts([prompt]) for prompt in prompts}
+            self.known = {prompt.text: encoder.encode_prompts([prompt]) for prompt in prompts}
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Returns what is known of the prompts."""
@@ -65,11 +64,9 @@ class Encoded:
 def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
     """Returns the real training of the settings, with weights, and its base."""
     prompts = [Prompt("a red circle", task) for task in settings.teacher_of_task()]
-    real = load_backbone(settings.base)
-    if settings.compute.gradient_checkpointing:
-        real.transformer.enable_gradient_checkpointing()
+    real = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(real)
-    backbone = Encoded(real, [*prompts, Prompt("", "")])
+    encoder = Encoded(real, [*prompts, Prompt("", "")])
     for teacher in settings.teachers:
         bank.load(teacher.name, locate(teacher.adapter))
     if settings.anchor is not None and settings.anchor.adapter is not None:
@@ -80,9 +77,15 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
     bank.train("student")
     groups = PromptGroups(prompts, 0, settings.prompts_per_round)
     walks = build_walks(
-        backbone, groups, settings.sampling, seed=0, micro_batch_size=settings.micro_batch_size
+        real,
+        encoder,
+        groups,
+        settings.sampling,
+        seed=0,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
     )
-    source, objective = algorithm_of(settings, cast_of(settings, backbone, bank), walks)
+    source, objective = algorithm_of(settings, cast_of(settings, real, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters("student"),
         source=source,

@@ -22,17 +22,23 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
+from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.miniature.tokenizer import build_tokenizer
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.processes import ALONE, Processes
+from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rollout.sample_batches import Lessons
+from flow_opd.rollout.samples import Drawing, TeacherSamples
 from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -130,7 +136,10 @@ def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
 class Tiny:
     """One tiny base with a trained student, two teachers and an anchor, ready for any algorithm."""
 
-    def __init__(self) -> None:
+    in_step = False
+
+    def __init__(self, *, in_step: bool = False) -> None:
+        self.in_step = in_step
         self.backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)
         self.bank = AdapterBank(self.backbone)
         for seed, name in enumerate(("student", "teacher-shapes", "teacher-signs", "anchor"), start=1):
@@ -150,7 +159,7 @@ class Tiny:
 
     def teachers(self) -> RoutedTeachers:
         fields = {"shapes": self.policy("teacher-shapes"), "signs": self.policy("teacher-signs", 2.0)}
-        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}))
+        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), in_step=self.in_step)
 
     def cast(self, anchor_weight: float = 0.1) -> Cast:
         return Cast(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)
@@ -164,9 +173,11 @@ class Tiny:
         dynamics: str = "sde",
         window: tuple[int, int] | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> Walks:
         first, stop = window or (0, num_steps - 1)
         return Walks(
+            encoder=self.backbone,
             prompts_of_round=lambda index: [PROMPTS[(index + i) % len(PROMPTS)] for i in range(prompts)],
             seeder=lambda index, row: generator(seed, "walk", index, row),
             schedule=make_schedule(
@@ -174,11 +185,50 @@ class Tiny:
             ),
             dynamics=DYNAMICS.get(dynamics),
             micro_batch_size=micro_batch_size,
+            processes=processes,
         )
 
-    def algorithm(self, name: str, *, micro_batch_size: int = 8) -> tuple[BatchSource, Objective]:
-        """Returns source and objective of "velocity-matching", "grpo", "opd" or "opd-log-ratio"."""
-        walks = self.walks(micro_batch_size=micro_batch_size, prompts=2 if name == "grpo" else 8)
+    def drawing(self, *, num_steps: int = 3, batch_size: int = 3) -> Drawing:
+        """Returns how the routed teachers draw images."""
+        return Drawing(
+            field=self.teachers(),
+            encoder=self.backbone,
+            latent_shape=self.backbone.latent_shape,
+            sigmas=self.backbone.sigmas(num_steps),
+            seeder=lambda prompt, image: generator(0, "sample", prompt, image),
+            batch_size=batch_size,
+            in_step=self.in_step,
+        )
+
+    def sft(self, folder: Path, micro_batch_size: int, processes: Processes) -> tuple[BatchSource, Objective]:
+        """Returns source and objective of the SFT cold start, its images drawn into `folder`."""
+        samples = TeacherSamples(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
+        samples.fill(self.drawing(), processes=processes)
+        of_images = [prompt for prompt in PROMPTS for _ in range(3)]
+        lessons = Lessons(
+            images_of_round=PromptGroups(of_images, 0, 8).rows,
+            seeder=lambda index, row: generator(0, "sft", index, row),
+            draw_sigmas=lambda count, draw: shifted_uniform_sigmas(count, shift=3.0, generator=draw),
+            caption_dropout=0.2,
+            micro_batch_size=micro_batch_size,
+            processes=processes,
+        )
+        return sft_cold_start(self.student, self.backbone, samples, lessons)
+
+    def algorithm(
+        self,
+        name: str,
+        *,
+        micro_batch_size: int = 8,
+        processes: Processes = ALONE,
+        folder: Path | None = None,
+    ) -> tuple[BatchSource, Objective]:
+        """Returns source and objective of one of `ALGORITHMS`; only "sft" keeps files, below `folder`."""
+        if name == "sft":
+            assert folder is not None
+            return self.sft(folder / "samples", micro_batch_size, processes)
+        prompts = 2 if name == "grpo" else 8
+        walks = self.walks(micro_batch_size=micro_batch_size, prompts=prompts, processes=processes)
         if name == "velocity-matching":
             objective = WeightedTerms(self.student, [(1.0, VelocityMatching())])
             return TinyImages(self.backbone, micro_batch_size), objective
@@ -212,8 +262,8 @@ class Tiny:
         )
 
 
-ALGORITHMS = ("velocity-matching", "grpo", "opd", "opd-log-ratio")
-UPDATES_PER_ROUND = {"velocity-matching": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
+ALGORITHMS = ("velocity-matching", "sft", "grpo", "opd", "opd-log-ratio")
+UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
 
 
 def tiny_trainer(
@@ -224,9 +274,12 @@ def tiny_trainer(
     rounds: int,
     identity: str = "tiny",
     micro_batch_size: int = 8,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """Returns the training of an algorithm with everything that a resume must restore, saved every round."""
-    source, objective = tiny.algorithm(algorithm, micro_batch_size=micro_batch_size)
+    source, objective = tiny.algorithm(
+        algorithm, micro_batch_size=micro_batch_size, processes=processes, folder=folder
+    )
     return Trainer(
         parameters=tiny.parameters,
         source=source,
@@ -240,6 +293,7 @@ def tiny_trainer(
         ),
         folder=folder,
         identity=identity,
+        processes=processes,
     )
 
 

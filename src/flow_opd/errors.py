@@ -34,6 +34,10 @@ class RewardError(FlowOPDError, RuntimeError):
     """A reward that failed; it raises and never returns a stand-in number."""
 
 
+class ProcessError(FlowOPDError, RuntimeError):
+    """Another process of the same run has stopped or cannot be reached."""
+
+
 class NonFiniteError(FlowOPDError, ArithmeticError):
     """A loss or gradient that is not a finite number, seen before the optimizer step."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_opd.types import (
     Conditioning,
@@ -33,14 +33,18 @@ class VelocityField(Protocol):
         ...
 
 
-class Backbone(VelocityField, Protocol):
-    """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
-
-    latent_shape: tuple[int, int, int]  # C, H, W
+class PromptEncoder(Protocol):
+    """Turns prompts into what a velocity field is conditioned on: a base, or a cache of its encoders."""
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Returns the conditioning of the prompts, B rows, tasks included."""
         ...
+
+
+class Backbone(VelocityField, PromptEncoder, Protocol):
+    """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
+
+    latent_shape: tuple[int, int, int]  # C, H, W
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Returns x0, [B, C, H, W], of images [B, 3, height, width] in [0, 1]."""
@@ -52,6 +56,25 @@ class Backbone(VelocityField, Protocol):
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Returns the model's own grid of noise levels, [num_steps + 1], from 1 down to 0."""
+        ...
+
+
+class LoadedBackbone(Backbone, Protocol):
+    """A backbone with its parts in memory: it carries adapters, and lets go of what has done its work."""
+
+    image_size: int  # pixels, height and width
+    transformer: nn.Module  # the network; an adapter bank puts its adapters around it
+
+    def encoder_identity(self) -> str:
+        """Returns a hash of all that decides what `encode_prompts` gives; raises once encoders are freed."""
+        ...
+
+    def free_encoders(self) -> None:
+        """Drops the text encoders from memory, once all prompts are encoded; `encode_prompts` then raises."""
+        ...
+
+    def free_vae(self) -> None:
+        """Drops the VAE from memory, where no picture will be encoded or decoded any more."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""diffusers LoRA files: they must have their full effect when diffusers loads them."""
+"""Files for diffusers and ComfyUI: they must have their full effect where they are loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats import DIFFUSERS_FILE, diffusers_to_peft, peft_to_diffusers, read_diffusers
-from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE
+from flow_opd.adapters.formats import COMFYUI_FILE, DIFFUSERS_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.reading import read_adapter
 from flow_opd.errors import AdapterError
 
 
@@ -24,9 +25,8 @@ def bare(backbone: Any) -> SD3Transformer2DModel:
 
 @pytest.fixture
 def folder(bare: SD3Transformer2DModel, bank: AdapterBank, tmp_path: Path) -> Path:
-    """The student (rank 4, alpha 8), converted PEFT -> diffusers."""
-    bank.save("student", tmp_path / "peft")
-    peft_to_diffusers(tmp_path / "peft", tmp_path / "diffusers")
+    """The student (rank 4, alpha 8) as a file of diffusers."""
+    write_diffusers(bank.weights("student"), tmp_path / "diffusers")
     return tmp_path / "diffusers"
 
 
@@ -37,6 +37,15 @@ def loaded(bare: SD3Transformer2DModel, folder: Path, inputs: Any) -> torch.Tens
         tensors, transformer=bare, adapter_name="student", metadata=metadata
     )
     return bare(**inputs).sample
+
+
+def assert_same(lora: LoraWeights, other: LoraWeights) -> None:
+    """The same factors, bit for bit, and the same scale."""
+    assert (lora.rank, lora.alpha) == (other.rank, other.alpha)
+    assert lora.factors.keys() == other.factors.keys()
+    for module, (down, up) in lora.factors.items():
+        assert torch.equal(down, other.factors[module][0]), module
+        assert torch.equal(up, other.factors[module][1]), module
 
 
 def test_diffusers_loads_it_exactly_with_alpha_other_than_rank(
@@ -57,40 +66,29 @@ def test_without_metadata_diffusers_takes_alpha_for_rank(
     assert difference.abs().max() > 1e-2
 
 
-def test_round_trip_is_bit_equal(folder: Path, tmp_path: Path) -> None:
-    diffusers_to_peft(folder, tmp_path / "again")
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes()
+@pytest.mark.parametrize("write", [write_diffusers, write_comfyui])
+def test_what_was_written_is_read_again_bit_for_bit(write: Any, bank: AdapterBank, tmp_path: Path) -> None:
+    student = bank.weights("student")
+    write(student, tmp_path / "out")
+    assert_same(read_adapter(tmp_path / "out"), student)
 
 
-def test_file_without_metadata_needs_alpha(folder: Path, bank: AdapterBank) -> None:
-    save_file(load_file(folder / DIFFUSERS_FILE), folder / DIFFUSERS_FILE)
-    with pytest.raises(AdapterError, match="its alpha is unknown"):
-        read_diffusers(folder)
-    lora = read_diffusers(folder, alpha=8.0)
-    assert (lora.rank, lora.alpha) == (4, 8.0)
-    assert all(torch.equal(delta, lora.delta(module)) for module, delta in bank.deltas("student").items())
-    bank.put("old-file", lora)
+def test_a_comfyui_file_has_the_keys_of_the_original_checkpoint(bank: AdapterBank, tmp_path: Path) -> None:
+    write_comfyui(bank.weights("student"), tmp_path)
+    tensors = load_file(tmp_path / COMFYUI_FILE)
+    fused = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    assert tensors[f"{fused}.lora_down.weight"].shape == (12, 32)
+    assert tensors[f"{fused}.lora_up.weight"].shape == (96, 12)
+    assert tensors[f"{fused}.alpha"].item() == 24.0  # alpha / rank stays 8 / 4
+    assert tensors["lora_unet_joint_blocks_1_x_block_attn_proj.alpha"].item() == 8.0
+    assert "lora_unet_joint_blocks_1_context_block_attn_proj.alpha" not in tensors  # the last block has none
+    assert len(tensors) == 3 * (2 * 2 + 3)
 
 
-def test_alpha_that_contradicts_the_metadata(folder: Path) -> None:
-    with pytest.raises(AdapterError, match="contradicts"):
-        read_diffusers(folder, alpha=4.0)
-    assert read_diffusers(folder, alpha=8.0).alpha == 8.0
-
-
-def test_metadata_that_cannot_be_read(folder: Path) -> None:
-    tensors = load_file(folder / DIFFUSERS_FILE)
-    for metadata in ("{", "[]", '{"unet.r": 4}'):
-        save_file(tensors, folder / DIFFUSERS_FILE, metadata={"lora_adapter_metadata": metadata})
-        with pytest.raises(AdapterError, match="not the config of a LoRA"):
-            read_diffusers(folder)
-
-
-def test_peft_file_under_the_diffusers_name(folder: Path) -> None:
-    """Diffusers loads such a file without any effect, with a mere warning."""
-    tensors = load_file(folder / DIFFUSERS_FILE)
-    renamed = {key.replace("transformer.", "base_model.model.", 1): value for key, value in tensors.items()}
-    save_file(renamed, folder / DIFFUSERS_FILE)
-    with pytest.raises(AdapterError, match="unknown keys"):
-        read_diffusers(folder, alpha=8.0)
+def test_comfyui_files_are_of_sd3_only(tmp_path: Path) -> None:
+    other = LoraWeights(
+        2, 2.0, {"single_transformer_blocks.0.proj_mlp": (torch.ones(2, 4), torch.ones(8, 2))}
+    )
+    with pytest.raises(AdapterError, match="single_transformer_blocks"):
+        write_comfyui(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

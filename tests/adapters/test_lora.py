@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"r": None}, {"r": "4"}, {"lora_alpha": None}, {"target_modules": "attn.*"}, {"peft_type": "LOKR"}],
+    [{"r": None}, {"r": "4"}, {"lora_alpha": None}, {"target_modules": 3}, {"peft_type": "LOKR"}],
 )
 def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
@@ -173,7 +173,15 @@ def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"to_q": 1}}]
+    "changes",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"modules_to_save": ["proj_out"]},
+        {"an_option_of_a_later_version": {"on": True}},
+    ],
+    ids=lambda changes: next(iter(changes)),
 )
 def test_options_that_change_the_meaning_are_refused(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)

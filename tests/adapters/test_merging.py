@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.lowrank import LowRank
+from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeOptions
 from flow_opd.adapters.merging import merge
 from flow_opd.errors import AdapterError, ConfigError
@@ -290,3 +290,37 @@ def test_merge_in_the_bank_moves_the_weights_by_the_mean(bank: AdapterBank) -> N
     student, teacher = bank.deltas("student"), bank.deltas("teacher")
     for module, delta in bank.deltas("merged").items():
         torch.testing.assert_close(delta, (student[module] + teacher[module]) / 2, atol=1e-6, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 14), st.integers(1, 12), st.integers(0, 99))
+def test_the_nearest_of_a_rank_is_that_of_the_whole_decomposition(
+    height: int, width: int, rank: int, own: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    up = torch.randn(height, own, generator=draw, dtype=torch.float64)
+    delta = up @ torch.randn(own, width, generator=draw, dtype=torch.float64)
+    cut, kept, lost = nearest_to(delta, rank)
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    expected = (left[:, :rank] * values[:rank]) @ right[:rank]
+    torch.testing.assert_close(cut.dense(), expected, atol=1e-7, rtol=1e-7)
+    assert cut.rank == min(rank, height, width)
+    energy = values.square()
+    assert kept == pytest.approx(energy[:rank].sum().item(), rel=1e-9)
+    assert lost == pytest.approx(energy[rank:].sum().item(), rel=1e-6, abs=1e-6)
+
+
+def test_the_nearest_to_nothing_is_nothing() -> None:
+    cut, kept, lost = nearest_to(torch.zeros(4, 6, dtype=torch.float64), 2)
+    assert (kept, lost) == (0.0, 0.0)
+    assert torch.equal(cut.dense(), torch.zeros(4, 6, dtype=torch.float64))
+
+
+def test_energy_by_layer_adds_up() -> None:
+    _, report = merge([make(0), make(1)], method="svd", rank=2)
+    assert list(report.layers) == ["block.0", "block.1"]
+    parts = [report.modules["block.1.to_q"], report.modules["block.1.to_k"]]
+    layer = report.layers["block.1"]
+    assert layer.energy == pytest.approx(sum(part.energy for part in parts))
+    assert layer.kept_energy == pytest.approx(sum(p.energy * p.kept_energy for p in parts) / layer.energy)
+    assert 0.1 < layer.kept_energy < 0.99

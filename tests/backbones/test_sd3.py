@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from flow_opd.flow.schedule import ode_schedule
 from flow_opd.policies.policy import Policy
 from flow_opd.rollout.sampler import draw_noise, generate_latents, rollout
 from tiny import PROMPTS, new_tiny_pipeline
+from tiny_pipelines import tiny_sd3
 
 TEXTS = [prompt.text for prompt in PROMPTS]
 STEPS = 5
@@ -38,7 +37,13 @@ def seeds() -> list[torch.Generator]:
 
 
 def call_diffusers(
-    pipe: StableDiffusion3Pipeline, noise: Tensor, guidance_scale: float, output_type: str
+    pipe: StableDiffusion3Pipeline,
+    noise: Tensor,
+    guidance_scale: float,
+    output_type: str,
+    *,
+    size: int = 8,
+    max_sequence_length: int = 0,
 ) -> tuple[list[Tensor], Any]:
     """Returns the latents after every step of diffusers' own call, and its output."""
     visited: list[Tensor] = []
@@ -52,9 +57,9 @@ def call_diffusers(
         num_inference_steps=STEPS,
         guidance_scale=guidance_scale,
         latents=noise.clone(),
-        max_sequence_length=0,
-        height=8,
-        width=8,
+        max_sequence_length=max_sequence_length,
+        height=size,
+        width=size,
         output_type=output_type,
         callback_on_step_end=keep,
     ).images
@@ -81,6 +86,53 @@ def test_every_euler_step_is_that_of_diffusers(
         torch.testing.assert_close(ours.latents[:, step + 1], latents, rtol=0, atol=5e-6)
     moved = (ours.latents[:, 1:] - ours.latents[:, :-1]).flatten(2).norm(dim=2)
     assert moved.min() > 0.05  # the tolerance is far below what a step does
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ({"t5": True}, 8),
+        ({"t5": True}, 12),
+        ({"t5": True, "dual": True}, 16),  # SD3.5 Medium has a second attention in its first blocks
+        ({"t5": False, "dynamic": True}, 16),  # the shift depends on the resolution
+    ],
+    ids=["t5", "t5 at 12 px", "dual attention at 16 px", "dynamic shift at 16 px"],
+)
+def test_every_step_is_that_of_diffusers_with_t5_and_at_other_sizes(
+    kind: dict[str, bool], size: int, guidance_scale: float
+) -> None:
+    pipe = tiny_sd3(**kind)
+    base = SD3Backbone(pipe, max_sequence_length=6, resolution=size)
+    assert base.latent_shape == (4, size // 2, size // 2)
+    noise = draw_noise(base.latent_shape, seeds())
+    theirs, _ = call_diffusers(pipe, noise, guidance_scale, "latent", size=size, max_sequence_length=6)
+    ours = rollout(
+        Policy(base, guidance_scale=guidance_scale),
+        base.encode_prompts(PROMPTS),
+        PROMPTS,
+        latent_shape=base.latent_shape,
+        schedule=ode_schedule(base.sigmas(STEPS)),
+        dynamics=DYNAMICS.get("sde"),
+        generators=seeds(),
+    )
+    assert len(theirs) == STEPS
+    for step, latents in enumerate(theirs):
+        torch.testing.assert_close(ours.latents[:, step + 1], latents, rtol=0, atol=1e-5)
+
+
+def test_t5_changes_what_is_drawn() -> None:
+    """The control of the parity test with T5: without it, or with fewer of its tokens, others come out."""
+    pipe = tiny_sd3(t5=True)
+    base = SD3Backbone(pipe, max_sequence_length=6)
+    noise, sigma = draw_noise(base.latent_shape, seeds()), torch.full((4,), 0.7)
+    conditioning = base.encode_prompts(PROMPTS)
+    assert conditioning.embeds.shape == (4, 10 + 6, 16)
+    silent = conditioning.embeds.clone()
+    silent[:, 10:] = 0
+    velocity = base.velocity(noise, sigma, conditioning)
+    without = base.velocity(noise, sigma, type(conditioning)(silent, conditioning.pooled, conditioning.tasks))
+    assert (velocity - without).abs().max() > 1e-3
 
 
 def test_guidance_and_prompts_matter_here(base: SD3Backbone) -> None:
@@ -152,41 +204,34 @@ def test_images_go_to_latents_and_back(base: SD3Backbone) -> None:
     assert rebuilt.max() <= 1
 
 
-def test_a_saved_folder_without_t5_comes_back(pipe: StableDiffusion3Pipeline, tmp_path: Path) -> None:
-    pipe.save_pretrained(tmp_path / "base")
-    loaded = SD3Backbone.from_pretrained(tmp_path / "base", max_sequence_length=0)
-    noise, sigma = draw_noise(loaded.latent_shape, seeds()), torch.full((4,), 0.5)
-    fresh = SD3Backbone(pipe, max_sequence_length=0)
-    expected = fresh.velocity(noise, sigma, fresh.encode_prompts(PROMPTS))
-    assert torch.equal(loaded.velocity(noise, sigma, loaded.encode_prompts(PROMPTS)), expected)
-    assert not any(p.requires_grad for p in loaded.transformer.parameters())
-
-
 @pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("transformer/diffusion_pytorch_model.safetensors", "cut"),
-        ("text_encoder/model.safetensors", "cut"),
-        ("vae/diffusion_pytorch_model.safetensors", "gone"),
-        ("model_index.json", "cut"),
-    ],
+    ("resolution", "close"),
+    [(10, 8), (7, 8), (2, 4), (20, 16), (400, 16)],
 )
-def test_a_damaged_base_is_named(
-    pipe: StableDiffusion3Pipeline, tmp_path: Path, file: str, damage: str
+def test_a_size_that_the_base_cannot_draw_is_refused(
+    pipe: StableDiffusion3Pipeline, resolution: int, close: int
 ) -> None:
-    pipe.save_pretrained(tmp_path / "base")
-    target = tmp_path / "base" / file
-    content = target.read_bytes()
-    target.unlink()
-    if damage == "cut":
-        target.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConfigError, match=r"the base cannot be loaded .*/base'\. Allowed: a complete"):
-        SD3Backbone.from_pretrained(tmp_path / "base", max_sequence_length=0)
+    with pytest.raises(ConfigError) as refusal:
+        SD3Backbone(pipe, max_sequence_length=0, resolution=resolution)
+    message = str(refusal.value)
+    assert f"'base.resolution' is a size that this base cannot draw: {resolution}." in message
+    assert "Allowed: multiples of 4 pixels up to 16." in message
+    assert f"To fix: set base.resolution to {close}," in message
+    drawable = SD3Backbone(pipe, max_sequence_length=0, resolution=close)
+    drawable.velocity(
+        torch.zeros(1, *drawable.latent_shape), torch.ones(1), drawable.encode_prompts(PROMPTS[:1])
+    )
 
 
-def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a diffusers folder"):
-        SD3Backbone.from_pretrained(tmp_path, max_sequence_length=0)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ConfigError, match="not a Stable Diffusion 3 pipeline: 'FluxPipeline'"):
-        SD3Backbone.from_pretrained(tmp_path, max_sequence_length=0)
+def test_the_size_of_pictures_follows_the_resolution(pipe: StableDiffusion3Pipeline) -> None:
+    usual, larger = (SD3Backbone(pipe, max_sequence_length=0, resolution=size) for size in (None, 16))
+    assert (usual.image_size, usual.latent_shape) == (8, (4, 4, 4))
+    assert (larger.image_size, larger.latent_shape) == (16, (4, 8, 8))
+    assert larger.decode_latents(torch.zeros(1, *larger.latent_shape)).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("length", [0, 513])
+def test_a_length_that_t5_cannot_read_is_refused(pipe: StableDiffusion3Pipeline, length: int) -> None:
+    with pytest.raises(ConfigError, match=rf"'base.max_sequence_length'.*: {length}\. Allowed: 1 to 512"):
+        SD3Backbone(tiny_sd3(t5=True), max_sequence_length=length)
+    SD3Backbone(pipe, max_sequence_length=0)  # fine where there is no T5

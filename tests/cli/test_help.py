@@ -17,15 +17,25 @@ COMMANDS = [
     ["miniature"],
     ["miniature", "build"],
     ["miniature", "prompts"],
+    ["prompts"],
+    ["prompts", "geneval"],
+    ["prompts", "ocr"],
+    ["prompts", "check"],
     ["teacher"],
     ["merge"],
+    ["sft"],
     ["distill"],
     ["evaluate"],
     ["generate"],
     ["demo"],
     ["report"],
+    ["export"],
+    ["card"],
+    ["publish"],
 ]
-LEAVES = [command for command in COMMANDS if command != ["miniature"]]
+LEAVES = [command for command in COMMANDS if command not in (["miniature"], ["prompts"])]
+# These have no configuration: all their settings are options.
+BY_OPTIONS = [leaf for leaf in LEAVES if leaf[0] in ("prompts", "report", "card", "publish")]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 MERGE = """\
 run: {out: runs/merged}
@@ -73,11 +83,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [leaf for leaf in LEAVES if leaf != ["report"]], ids=" ".join)
+@pytest.mark.parametrize("command", [leaf for leaf in LEAVES if leaf not in BY_OPTIONS], ids=" ".join)
 def test_keys_of_each_command_are_listed(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--keys"])
     assert result.exit_code == 0
-    assert "run.seed" in result.stdout
+    assert ("base.path" if command == ["export"] else "run.seed") in result.stdout
 
 
 def test_reading_a_configuration_needs_no_torch(tmp_path: Path) -> None:
@@ -125,6 +135,14 @@ def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
         (["distil"], ["No such command 'distil'", "Did you mean 'distill'?"]),
         (["merge", "good.yaml", "--sett", "x=1"], ["No such option", "--set"]),
         (["merge"], ["Missing argument 'CONFIG'"]),
+        (["export", "nowhere", "--out", "x"], ["'RUN' names something that does not exist: 'nowhere'"]),
+        (["export", "nowhere", "--format", "peeft"], ["'format'", "'peft'", "Did you mean 'peft'?"]),
+        (["card", "nowhere"], ["nowhere/config.yaml"]),
+        (
+            ["publish", "nowhere", "--repo", "just-a-name"],
+            ["no name of a repository", "'just-a-name'", "'owner/name'"],
+        ),
+        (["publish", "nowhere", "--repo", "owner/name"], ["not an adapter", "nowhere"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -166,8 +184,9 @@ def test_mistakes_end_with_code_2_and_no_traceback(
 )
 def test_what_ends_a_stage_early(cause: str, code: int, part: str) -> None:
     lines = [
-        "import sys, typer",
+        "import signal, sys, typer",
         "from flow_opd.console import told_to_the_user",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # which a background job ignores
         "sys.argv = ['flow-opd', 'distill', 'my config.yaml', '--fresh']",
         "app = typer.Typer()",
         "@app.command()",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flow_opd.config import locations
-from flow_opd.config.locations import asset_folder, locate, locate_model
+from flow_opd.config.locations import asset_folder, hub_id, locate, locate_model
 from flow_opd.errors import ConfigError
 
 
@@ -53,3 +53,24 @@ def test_absent_path_suggests_a_sibling(tmp_path: Path) -> None:
         locate(tmp_path / "promts.jsonl")
     with pytest.raises(ConfigError, match="does not exist"):
         locate_model(str(tmp_path / "nowhere" / "deep"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@v1.0", ("owner/name", "v1.0")),
+        ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
+        ("owner/name@", None),
+        ("owner/name/deeper", None),
+        ("asset:teachers/text", None),
+        ("./owner/name", None),
+        ("here/folder", None),
+    ],
+)
+def test_hub_ids(
+    name: str, expected: tuple[str, str | None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    assert hub_id(name) == expected

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from flow_opd.adapters.merge_methods import MERGE_METHODS
-from flow_opd.cli import SETTINGS, _model
+from flow_opd.cli.common import SETTINGS, _model
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings
@@ -18,6 +18,7 @@ from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.reader import from_values
 from flow_opd.config.schema import alternatives
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS
@@ -32,6 +33,7 @@ DISTILL: dict[str, Any] = {
     ],
     "prompts": [{"path": "p.jsonl"}],
 }
+SFT: dict[str, Any] = {key: DISTILL[key] for key in ("run", "base", "teachers", "prompts")}
 TEACHER: dict[str, Any] = {
     "run": {"out": "x", "rounds": 3},
     "base": BASE,
@@ -148,6 +150,39 @@ def test_objective_and_merge_are_words_or_sections() -> None:
 )
 def test_contradictions_in_a_distillation(overrides: list[str], part: str) -> None:
     assert part in refusal(DistillSettings, DISTILL, *overrides)
+
+
+def test_noise_levels_are_a_word_or_a_section() -> None:
+    assert from_values(changed(SFT, {"sigmas": "logit-normal"}), SFTSettings).sigmas.name == "logit-normal"
+    short, long = (
+        from_values(changed(SFT, {"sigmas": sigmas}), SFTSettings)
+        for sigmas in ("uniform-shifted", {"name": "uniform-shifted", "shift": 3.0})
+    )
+    assert short == long
+    assert short.teacher_of_task() == {"composition": "composer", "text": "writer", "signs": "writer"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["teachers.0.tasks=[]"], "teacher 'composer' has no tasks in --set teachers.0.tasks: []"),
+        (["teachers.1.tasks=[composition]"], "task 'composition' has two teachers"),
+        (["teachers.1.name=composer"], "two teachers with one name"),
+        (["teachers.1.name=student"], "a reserved name in --set teachers.1.name: 'student'"),
+        (["sigmas=logit-norml"], "Did you mean 'logit-normal'?"),
+        (["sigmas={name: logit-normal, shift: 3}"], "unknown key 'shift'"),
+        (["sigmas={name: uniform-shifted, shift: 0}"], "greater than 0"),
+        (["caption_dropout=1"], "less than 1"),
+        (["images_per_prompt=0"], "greater than or equal to 1"),
+        (["sampling.num_steps=3"], "unknown key 'sampling'"),
+        (["objective=direct-kl"], "unknown key 'objective'"),
+    ],
+)
+def test_contradictions_in_a_cold_start_by_sft(overrides: list[str], part: str) -> None:
+    message = refusal(SFTSettings, SFT, *overrides)
+    assert part in message
+    assert "To fix:" in message
+    assert "llowed:" in message
 
 
 def test_several_contradictions_come_at_once() -> None:

@@ -12,6 +12,7 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.miniature import MiniaturePromptsSettings, MiniatureSettings
 from flow_opd.config.reader import dump, read
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 
 FOLDER = asset_folder() / "configs"
@@ -21,8 +22,10 @@ MODELS: dict[str, type[Settings]] = {
     "demo.yaml": DemoSettings,
     "distill.yaml": DistillSettings,
     "evaluate.yaml": EvaluateSettings,
+    "folded.yaml": DemoSettings,
     "merge.yaml": MergeSettings,
     "prompts.yaml": MiniaturePromptsSettings,
+    "sft.yaml": SFTSettings,
     "table.yaml": DemoSettings,
     **{f"teachers/{name}.yaml": TeacherSettings for name in ("composition", "text", "preference", "quality")},
 }

@@ -34,6 +34,7 @@ ROUNDS, PER_ROUND = 9, 4096
 GRID = torch.linspace(1, 0, STEPS + 2)[: STEPS + 1]  # the last step of the SDE is not walked
 STUDENT, TEACHER = SmallNet(1), SmallNet(2)
 WALKS = Walks(
+    encoder=PlainPrompts(),
     prompts_of_round=lambda index: [Prompt("", "any")] * PER_ROUND,
     seeder=lambda index, row: generator(7, index, row),
     schedule=make_schedule(GRID, noise_level=LEVEL, stochastic_steps=(0, STEPS)),

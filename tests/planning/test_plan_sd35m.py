@@ -20,6 +20,8 @@ from flow_opd.policies.policy import Policy
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 
+pytestmark = pytest.mark.xdist_group("plan-sd35m")  # its plan is made once
+
 WIDTH, LAYERS, DUAL = 1536, 24, 13
 IMAGE = (512 // 8 // 2) ** 2  # tokens: 8 pixels a latent, 2 x 2 latents a token
 TEXT = 77 + 128  # tokens: CLIP's, then T5's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from flow_opd.config.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
+from flow_opd.processes import ALONE
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.stages import distill, teacher
@@ -70,9 +72,7 @@ class Round:
 
 
 def real_round(settings: TrainingSettings, disk: Any) -> Round:
-    backbone = load_backbone(settings.base)
-    if settings.compute.gradient_checkpointing:
-        backbone.transformer.enable_gradient_checkpointing()
+    backbone = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(backbone)
     encoded = backbone.encode_prompts([PROMPTS[0]])
 
@@ -80,23 +80,31 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         rows = encoded.rows([0] * len(prompts))
         return Conditioning(rows.embeds, rows.pooled, tuple(prompt.task for prompt in prompts))
 
-    backbone.encode_prompts = known
+    encoder = SimpleNamespace(encode_prompts=known)
     if isinstance(settings, DistillSettings):
         groups = PromptGroups(PROMPTS, 0, settings.prompts_per_round, settings.task_shares)
     else:
         groups = PromptGroups(PROMPTS, 0, settings.groups_per_round)
     walks = build_walks(
-        backbone, groups, settings.sampling, seed=0, micro_batch_size=settings.micro_batch_size
+        backbone,
+        encoder,
+        groups,
+        settings.sampling,
+        seed=0,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
     )
     if isinstance(settings, DistillSettings):
         for name, folder in (("a", "a"), ("b", "b"), ("anchor", "c"), ("student", "wide")):
             bank.load(name, disk.adapters[folder])
         bank.train("student")
-        parts = distill.algorithm_of(settings, distill.cast_of(settings, backbone, bank), walks)
+        parts = distill.algorithm_of(settings, distill.cast_of(settings, backbone, encoder, bank), walks)
     else:
         bank.add("student", lora_settings(settings.lora), 0)
         bank.train("student")
-        student, reference = (teacher.policy_of(settings, backbone, bank, name) for name in ("student", None))
+        student, reference = (
+            teacher.policy_of(settings, backbone, encoder, bank, name) for name in ("student", None)
+        )
         parts = teacher.algorithm_of(settings, student, reference, backbone, walks, NoReward())
     return Round(*parts, list(bank.parameters("student").values()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ class Counted:
         self.calls.append(len(latents))
         return self.field.velocity(latents, sigma, conditioning)
 
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        return self.field.encode_prompts(prompts)
+
 
 class SoftRouter:
     teachers = ("one", "two", "three")
@@ -59,6 +64,31 @@ def test_every_policy_has_its_own_guidance(tiny: Tiny, here: tuple[Tensor, Tenso
         torch.testing.assert_close(strong.velocity(*here), expected, rtol=1e-4, atol=1e-5)
         assert (expected - conditional).abs().max() > 0.01
         torch.testing.assert_close(plain.velocity(*here), conditional)  # untouched by its neighbour
+
+
+def test_guidance_one_half_after_the_other_is_the_same_guidance(
+    tiny: Tiny, here: tuple[Tensor, Tensor, Conditioning]
+) -> None:
+    gradients: dict[str, list[Tensor]] = {}
+    velocities: dict[str, Tensor] = {}
+    for batching, rows in (("batched", [8]), ("sequential", [4, 4])):
+        base = Counted(tiny.backbone)
+        policy = Policy(
+            base, adapters=tiny.bank, adapter="student", guidance_scale=4.5, guidance_batching=batching
+        )
+        velocity = policy.velocity(*here)
+        assert base.calls == rows
+        for parameter in tiny.parameters.values():
+            parameter.grad = None
+        velocity.square().sum().backward()
+        velocities[batching] = velocity.detach()
+        gradients[batching] = [parameter.grad.clone() for parameter in tiny.parameters.values()]
+    torch.testing.assert_close(velocities["sequential"], velocities["batched"], rtol=1e-5, atol=1e-5)
+    for found, expected in zip(gradients["sequential"], gradients["batched"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    plain = Policy(base := Counted(tiny.backbone), guidance_batching="sequential")
+    plain.velocity(*here)
+    assert base.calls == [4]  # without guidance there are no halves
 
 
 def test_each_policy_uses_its_own_adapter_and_leaves_the_student_active(

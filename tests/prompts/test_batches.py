@@ -100,3 +100,12 @@ def test_shares_that_do_not_match_are_refused(shares: dict[str, float]) -> None:
 def test_no_prompts_are_refused() -> None:
     with pytest.raises(DataError, match="no prompts to train on"):
         PromptGroups([], 0, 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(COUNTS, st.integers(0, 9), st.integers(1, 17))
+def test_rows_are_where_the_prompts_stand(counts: dict[str, int], seed: int, size: int) -> None:
+    prompts = prompts_of(counts)
+    groups = PromptGroups(prompts, seed, size)
+    for index in (0, 3):
+        assert [prompts[row] for row in groups.rows(index)] == groups.round(index)

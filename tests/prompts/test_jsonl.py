@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.errors import DataError
-from flow_opd.prompts.jsonl import read_prompts, write_prompts
+from flow_opd.prompts.jsonl import quotations, read_lines, read_prompts, write_prompts
 from flow_opd.types import Prompt
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip() != "")
@@ -106,3 +106,43 @@ def test_metadata_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> N
             write_prompts(file, [Prompt("a", "t"), Prompt("b", "t", metadata)])
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_lines_know_their_place(tmp_path: Path) -> None:
+    file = write(tmp_path, "\na\n\nb\n", "p.txt")
+    assert read_lines(file, task="t") == [(f"{file}:2", Prompt("a", "t")), (f"{file}:4", Prompt("b", "t"))]
+
+
+def test_quoted_words_become_the_text_to_be_drawn(tmp_path: Path) -> None:
+    """As Flow-GRPO's OCR files are read: the first quotation counts."""
+    file = write(
+        tmp_path,
+        'A mug labeled "Campfire Brew" on a spy’s log.\na page that says “Hot Soup” and "Cold Soup"\n',
+        "train.txt",
+    )
+    prompts = read_prompts(file, task="text", text_in_quotes=True)
+    assert [prompt.metadata for prompt in prompts] == [{"text": "Campfire Brew"}, {"text": "Hot Soup"}]
+    assert [prompt.metadata for prompt in read_prompts(file, task="text")] == [{}, {}]
+
+
+def test_a_text_that_is_given_stays(tmp_path: Path) -> None:
+    file = write(
+        tmp_path, '{"prompt": "a \\"B\\"", "task": "t", "text": "C"}\n{"prompt": "a \\"B\\"", "task": "t"}'
+    )
+    prompts = read_prompts(file, text_in_quotes=True)
+    assert [prompt.metadata["text"] for prompt in prompts] == ["C", "B"]
+
+
+@pytest.mark.parametrize("line", ["a sign", 'a sign that says ""', 'a sign that says " "', 'a 12" sign'])
+def test_a_line_without_quoted_words_is_refused(tmp_path: Path, line: str) -> None:
+    file = write(tmp_path, f'a "B"\n\n{line}\n', "p.txt")
+    with pytest.raises(DataError) as caught:
+        read_prompts(file, task="t", text_in_quotes=True)
+    assert f"{file}:3 quotes no text to be drawn: " in str(caught.value)
+    assert "text_in_quotes off" in str(caught.value)
+
+
+@given(st.text(st.characters(exclude_characters='"“”')).filter(str.strip))
+def test_anything_between_quotes_is_found(text: str) -> None:
+    assert quotations(f'a sign that says "{text}" in a street') == [text.strip()]
+    assert quotations(f"a sign that says “{text}” in a street") == [text.strip()]

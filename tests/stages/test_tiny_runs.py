@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from flow_opd.config.locations import asset_folder
@@ -17,6 +18,10 @@ from flow_opd.rewards.quality_net import QualityNet
 
 pytestmark = pytest.mark.xdist_group("stages")
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+FILES = [
+    f"{{path: asset:prompts/train/{domain}.jsonl, limit: 4}}"
+    for domain in ("composition", "text", "preference", "quality")
+]
 SHORT_WALK = ["--set", "sampling.num_steps=3", "--set", "sampling.stochastic_steps=[0, 1]"]
 
 
@@ -108,11 +113,17 @@ def test_teachers_are_evaluated_and_what_changed_is_scored_again(tmp_path: Path)
 
 
 def test_merge_reports_what_was_kept(tmp_path: Path) -> None:
-    result = succeeds("merge", "asset:configs/merge.yaml", "--out", "merged", cwd=tmp_path)
+    command = ["merge", "asset:configs/merge.yaml", "--out", "merged", "--set", "method={name: svd, rank: 4}"]
+    result = succeeds(*command, cwd=tmp_path)
     assert "energy lost" in result.stderr
     report = json.loads((tmp_path / "merged/merge.json").read_text())
     assert 0.5 < report["kept_energy"] <= 1.0
-    assert len(report["teachers"]) == 4
+    assert set(report["teachers"]) == {"composition", "text", "preference", "quality"}
+    assert all(0 < each["cosine"] < 1 for each in report["teachers"].values())
+    assert all(f"{each['cosine']:.3f}" in result.stderr for each in report["teachers"].values())
+    layers = [int(name.removeprefix("transformer_blocks.")) for name in report["layers"]]
+    assert layers == list(range(len(layers)))
+    assert "energy kept by layer: from" in result.stderr
 
 
 @pytest.mark.parametrize("objective", ["direct-kl", "sampled-log-ratio"])
@@ -131,6 +142,70 @@ def test_distill_moves_the_student(tmp_path: Path, objective: str) -> None:
     assert any(not start[name].equal(end[name]) for name in start)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert "anchor_kl" in lines[-1]
+
+
+def test_embeddings_made_beforehand_change_nothing(tmp_path: Path) -> None:
+    """The same student, and the second run encodes nothing: it finds all texts."""
+    command = [
+        "distill",
+        "asset:configs/distill.yaml",
+        *(
+            "--set",
+            "run.rounds=2",
+            "--set",
+            "prompts_per_round=4",
+            "--set",
+            "prompts=[" + ", ".join(FILES) + "]",
+        ),
+        *("--set", "sampling.guidance_scale=2.0", *SHORT_WALK),
+    ]
+    cache = ["--set", "embeddings={folder: cache, batch_size: 4, shard_size: 8}"]
+    succeeds(*command, "--out", "live", cwd=tmp_path)
+    succeeds(*command, "--out", "cached", *cache, cwd=tmp_path)
+    file = "adapter/adapter_model.safetensors"
+    live, cached = (load_file(tmp_path / name / file) for name in ("live", "cached"))
+    assert live.keys() == cached.keys()
+    for name, value in live.items():
+        torch.testing.assert_close(cached[name], value, rtol=0, atol=1e-5)
+    (identity,) = (tmp_path / "cache").iterdir()
+    shards = {shard: shard.stat().st_mtime_ns for shard in identity.iterdir()}
+    assert len(shards) >= 2
+    succeeds(*command, "--out", "again", *cache, cwd=tmp_path)
+    assert {shard: shard.stat().st_mtime_ns for shard in identity.iterdir()} == shards
+
+
+def test_a_student_starts_from_its_teachers_images(tmp_path: Path) -> None:
+    command = [
+        "sft",
+        "asset:configs/sft.yaml",
+        *("--out", "sft", "--set", "run.rounds=3", "--set", "num_steps=2", "--set", "batch_size=4"),
+        *(word for file in range(4) for word in ("--set", f"prompts.{file}.limit=2")),
+    ]
+    told = succeeds(*command, cwd=tmp_path).stderr
+    assert "teachers' images: step 8/8" in told
+    folder = tmp_path / "sft"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rows"] for line in lines] == [4, 4, 4]
+    assert lines[0]["velocity_matching"] == lines[0]["loss"] > 0
+    (shard,) = folder.glob("samples/*/*.safetensors")
+    assert load_file(shard)["x0"].shape == (8, 8, 16, 16)
+    assert json.loads((folder / "training.json").read_text())["steps"] == 3
+    drawn, trained = shard.stat().st_mtime_ns, (folder / "adapter/adapter_model.safetensors").read_bytes()
+    message = refused(*command, "--set", "optimizer.learning_rate=1e-4", cwd=tmp_path)
+    assert "other settings" in message
+    succeeds(*command, "--fresh", "--set", "optimizer.learning_rate=1e-4", cwd=tmp_path)
+    assert [file.stat().st_mtime_ns for file in folder.glob("samples/*/*.safetensors")] == [drawn]
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() != trained
+    succeeds(
+        "distill",
+        "asset:configs/distill.yaml",
+        *("--out", "student", "--set", "run.rounds=1", "--set", "prompts_per_round=4", *SHORT_WALK),
+        *("--set", "cold_start={adapter: sft/adapter}"),
+        cwd=tmp_path,
+    )
+    start = load_file(tmp_path / "student/cold_start/adapter_model.safetensors")
+    for name, value in load_file(folder / "adapter/adapter_model.safetensors").items():
+        assert value.equal(start[name])
 
 
 def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
@@ -253,10 +328,11 @@ def test_a_teacher_without_prompts_and_prompts_without_a_teacher(tmp_path: Path)
     )
     assert "'text'" in message
     one.write_text('{"prompt": "a photo of a circle", "task": "juggling"}\n')
-    message = refused(
-        "distill", "asset:configs/distill.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
-    )
-    assert "juggling" in message
+    for stage in ("distill", "sft"):
+        message = refused(
+            stage, f"asset:configs/{stage}.yaml", "--set", f"prompts=[{{path: {one}}}]", cwd=tmp_path
+        )
+        assert "juggling" in message
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_nan_stops_before_the_step_and_its_own_batch_is_kept(tmp_path: Path) -
         assert torch.equal(value, before[name])
     assert torch.equal(trainer.optimizer.state_dict()["state"][0]["exp_avg"], state)
     assert trainer.progress.step == 3
-    saved = load_file(tmp_path / "nonfinite-step-4.safetensors")
+    saved = load_file(tmp_path / "nonfinite-step-4-process-0.safetensors")
     assert torch.equal(saved["x0"].nan_to_num(7.0), bad.x0.nan_to_num(7.0))
     assert torch.equal(saved["sigma"], bad.sigma)
     assert saved["conditioning.embeds"].shape == (4, 1, 1)
@@ -192,7 +192,7 @@ def test_a_gradient_that_overflows_stops_before_the_step(tmp_path: Path) -> None
     with pytest.raises(NonFiniteError, match="gradient of step 1"):
         trainer.run()
     assert weight.item() == 0.0
-    assert (tmp_path / "nonfinite-step-1.safetensors").exists()
+    assert (tmp_path / "nonfinite-step-1-process-0.safetensors").exists()
 
 
 def test_a_source_must_give_the_updates_that_the_schedule_counts_on(tmp_path: Path) -> None:

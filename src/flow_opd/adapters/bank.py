@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flow_opd.adapters.fitting import check_fit, targeted_linears
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.reading import read_adapter
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.errors import AdapterError, explain, nearest
 
@@ -103,13 +104,13 @@ class AdapterBank:
         self._attach(name, lora.settings, lora.factors)
 
     def load(self, name: str, folder: Path | str) -> None:
-        """Adds the adapter of a PEFT folder, with the rank and alpha of its own config.
+        """Adds the adapter of a folder or file of any known kind, with its own rank and alpha.
 
         Raises:
-            AdapterError: if the folder is incomplete or damaged, or the LoRA belongs to another base.
+            AdapterError: if it is incomplete or damaged, or the LoRA belongs to another base.
         """
         self._check_new(name)
-        self.put(name, LoraWeights.read(folder))
+        self.put(name, read_adapter(folder))
 
     def save(self, name: str, folder: Path | str, base_model: str | None = None) -> None:
         """Writes an adapter as a PEFT folder; `base_model` names the base in its config.

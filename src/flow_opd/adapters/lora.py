@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from flow_opd.adapters.files import read_bytes, read_safetensors, write_folder
+from flow_opd.adapters.keys import PEFT, parse_keys
+from flow_opd.adapters.peft_config import PeftConfig, config_entries
 from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.uniform import Factors, one_form
 from flow_opd.errors import AdapterError, explain
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
-
-# Options that change what the factors mean; delta = (alpha / rank) B A holds for these values only.
-_PLAIN = {
-    "use_dora": False,
-    "use_rslora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "exclude_modules": None,
-    "layers_to_transform": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +30,8 @@ class LoraWeights:
     alpha: float
     factors: Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
     target_modules: tuple[str, ...] = ()  # as in LoraSettings; empty = the modules of `factors` by full name
+    base_model: str | None = None  # name of the base, where it is known
+    notes: tuple[str, ...] = ()  # what was changed when it was read
 
     def __post_init__(self) -> None:
         """Checks that factors, rank and targets belong together.
@@ -58,24 +43,7 @@ class LoraWeights:
             object.__setattr__(self, "target_modules", tuple(sorted(self.factors)))
         settings = self.settings
         for module, (down, up) in self.factors.items():
-            if down.ndim != 2 or up.ndim != 2 or down.shape[0] != self.rank or up.shape[1] != self.rank:
-                raise AdapterError(
-                    explain(
-                        f"LoRA factors of {module} do not have the rank of their config",
-                        value=f"A {list(down.shape)}, B {list(up.shape)}",
-                        allowed=f"A [{self.rank}, in], B [out, {self.rank}]",
-                        fix="use the adapter_config.json that was saved with these weights",
-                    )
-                )
-            if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-                raise AdapterError(
-                    explain(
-                        "LoRA factors that are not finite numbers",
-                        value=module,
-                        allowed="finite numbers",
-                        fix="use an earlier checkpoint of this adapter",
-                    )
-                )
+            _check_factors(module, down, up, self.rank)
         strangers = [module for module in self.factors if not settings.targets(module)]
         unused = settings.unmatched(self.factors)
         if strangers or unused:
@@ -108,16 +76,16 @@ class LoraWeights:
 
         Args:
             folder: created if it does not exist.
-            base_model: name of the base for adapter_config.json, for example a hub id.
+            base_model: name of the base for adapter_config.json; None takes what the LoRA knows.
 
         Raises:
             AdapterError: if the folder cannot be written.
         """
-        config = peft_config(self.settings) | {"base_model_name_or_path": base_model}
+        config = config_entries(self.settings) | {"base_model_name_or_path": base_model or self.base_model}
         write_folder(
             Path(folder),
             {
-                WEIGHTS_FILE: save(pack_factors(self.factors, PEFT_PREFIX), metadata={"format": "pt"}),
+                WEIGHTS_FILE: save(pack_factors(self.factors, PEFT), metadata={"format": "pt"}),
                 CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
             },
         )
@@ -131,7 +99,7 @@ class LoraWeights:
         """
         path = Path(folder) / CONFIG_FILE
         try:
-            config = json.loads(read_bytes(path))
+            entries = json.loads(read_bytes(path))
         except ValueError as error:
             raise AdapterError(
                 explain(
@@ -141,10 +109,27 @@ class LoraWeights:
                     fix="copy or download the file again",
                 )
             ) from error
-        settings = settings_from_peft(config, str(path))
-        tensors, _ = read_safetensors(Path(folder) / WEIGHTS_FILE)
-        factors = unpack_factors(tensors, PEFT_PREFIX, str(Path(folder) / WEIGHTS_FILE))
-        return LoraWeights(settings.rank, settings.alpha, factors, settings.target_modules)
+        config = PeftConfig.of(entries, str(path))
+        weights = Path(folder) / WEIGHTS_FILE
+        _, pairs = parse_keys(read_safetensors(weights)[0], str(weights), (PEFT,), alphas=False)
+        return LoraWeights.of({name: (pair.down, pair.up) for name, pair in pairs.items()}, config)
+
+    @staticmethod
+    def of(factors: Mapping[str, tuple[Tensor, Tensor]], config: PeftConfig) -> LoraWeights:
+        """Returns the LoRA that factors A and B and a configuration describe.
+
+        Raises:
+            AdapterError: if a factor is not finite or has another rank than the configuration says, or
+                targets and modules differ.
+        """
+        for module, (down, up) in factors.items():
+            _check_factors(module, down, up, config.rank_of(module))
+        form = one_form(
+            {name: Factors(down, up, config.alpha_of(name)) for name, (down, up) in factors.items()}
+        )
+        return LoraWeights(
+            form.rank, form.alpha, form.factors, config.targets, config.base_model, notes=form.notes
+        )
 
 
 def pack_factors(factors: Mapping[str, tuple[Tensor, Tensor]], prefix: str) -> dict[str, Tensor]:
@@ -157,94 +142,23 @@ def pack_factors(factors: Mapping[str, tuple[Tensor, Tensor]], prefix: str) -> d
     return packed
 
 
-def unpack_factors(
-    tensors: Mapping[str, Tensor], prefix: str, source: str
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns A and B by module, float32, from the tensors of a LoRA file; every tensor must be used.
-
-    Raises:
-        AdapterError: if a key is of another kind, or A comes without B.
-    """
-    form = re.compile(re.escape(prefix) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-    sides: dict[str, dict[str, Tensor]] = {}
-    strange: list[str] = []
-    for key, tensor in tensors.items():
-        match = form.fullmatch(key)
-        if match is None:
-            strange.append(key)
-        else:
-            sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
-    lonely = [module for module, pair in sides.items() if len(pair) == 1]
-    if strange or lonely or not sides:
+def _check_factors(module: str, down: Tensor, up: Tensor, rank: int) -> None:
+    """Raises AdapterError unless A is [rank, in], B is [out, rank], and both are finite."""
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != rank or up.shape[1] != rank:
         raise AdapterError(
             explain(
-                f"unexpected content of {source}",
-                value={
-                    "unknown keys": strange[:5],
-                    "modules without A or B": lonely[:5],
-                    "modules": len(sides),
-                },
-                allowed=f"keys {prefix}<module>.lora_A.weight and .lora_B.weight, in pairs",
-                fix="use a LoRA file of this format, or convert it first",
+                f"LoRA factors of {module} do not have the rank of their config",
+                value=f"A {list(down.shape)}, B {list(up.shape)}",
+                allowed=f"A [{rank}, in], B [out, {rank}]",
+                fix="use the adapter_config.json that was saved with these weights",
             )
         )
-    return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
-
-
-def peft_config(settings: LoraSettings) -> dict[str, Any]:
-    """Returns the entries of adapter_config.json that every PEFT release since 2024 reads."""
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": settings.rank,
-        "lora_alpha": int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(settings.target_modules),
-        "init_lora_weights": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_dora": False,
-        "use_rslora": False,
-    }
-
-
-def settings_from_peft(config: Any, source: str) -> LoraSettings:
-    """Returns rank, alpha and targets of a PEFT config; null base and task type are fine.
-
-    Raises:
-        AdapterError: if an entry is missing, has the wrong type, or asks for another kind of LoRA.
-    """
-    entries: dict[str, Any] = config if isinstance(config, dict) else {}
-    rank, alpha, targets = entries.get("r"), entries.get("lora_alpha"), entries.get("target_modules")
-    if not (
-        isinstance(rank, int)
-        and isinstance(alpha, int | float)
-        and isinstance(targets, list)
-        and entries.get("peft_type", "LORA") == "LORA"
-    ):
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise AdapterError(
             explain(
-                f"not the config of a LoRA: {source}",
-                value={"r": rank, "lora_alpha": alpha, "target_modules": targets},
-                allowed="peft_type LORA, a whole number r, a number lora_alpha, a list target_modules",
-                fix="use the adapter_config.json that PEFT saved with the weights",
+                "LoRA factors that are not finite numbers",
+                value=module,
+                allowed="finite numbers",
+                fix="use an earlier checkpoint of this adapter",
             )
         )
-    other = {
-        key: entries[key] for key, plain in _PLAIN.items() if entries.get(key, plain) not in (plain, None, [])
-    }
-    if other:
-        raise AdapterError(
-            explain(
-                f"a LoRA with options that are not supported: {source}",
-                value=other,
-                allowed="plain LoRA: one rank and one alpha, no DoRA, no rsLoRA, no biases",
-                fix="convert the adapter to a plain LoRA with PEFT first",
-            )
-        )
-    return LoraSettings(rank, float(alpha), tuple(sorted(targets)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from flow_opd.adapters.lora import LoraWeights
@@ -22,14 +23,6 @@ class LowRank(NamedTuple):
         """Returns the delta of one module of a LoRA."""
         down, up = lora.factors[module]
         return LowRank(lora.scale * up.cpu().double(), down.cpu().double())
-
-    @staticmethod
-    def of_dense(delta: Tensor) -> LowRank:
-        """Returns a dense delta [out, in] in this form, with the identity as one factor."""
-        out_features, in_features = delta.shape
-        if out_features < in_features:
-            return LowRank(torch.eye(out_features, dtype=delta.dtype), delta)
-        return LowRank(delta, torch.eye(in_features, dtype=delta.dtype))
 
     @staticmethod
     def stack(parts: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
@@ -69,3 +62,28 @@ class LowRank(NamedTuple):
         root = values[:rank].sqrt()
         nearest = LowRank(left[:, :rank] * root, root[:, None] * right[:rank])
         return nearest, float(energy[:rank].sum()), float(energy[rank:].sum())
+
+
+def nearest_to(delta: Tensor, rank: int) -> tuple[LowRank, float, float]:
+    """Returns the nearest delta of at most `rank` to a dense one, its energy and the energy lost.
+
+    The left singular vectors are the top eigenvectors of delta delta^T (or the right ones, where that is
+    smaller). Asking for these alone takes a fraction of a whole decomposition, and the projection onto them
+    is the nearest delta.
+
+    Args:
+        delta: [out, in], float64.
+        rank: 1 and above.
+    """
+    if delta.shape[0] > delta.shape[1]:
+        turned, kept, lost = nearest_to(delta.T, rank)
+        return LowRank(turned.down.T, turned.up.T), kept, lost
+    size = delta.shape[0]
+    rank = min(rank, size)
+    _, vectors = eigh((delta @ delta.T).numpy(), subset_by_index=(size - rank, size - 1))
+    left = torch.from_numpy(vectors[:, ::-1].copy())
+    right = left.T @ delta
+    lengths = right.norm(dim=1)  # the singular values
+    root = torch.where(lengths > 0, lengths.sqrt(), 1.0)
+    energy, kept = float(delta.square().sum()), float(lengths.square().sum())
+    return LowRank(left * root, right / root[:, None]), kept, max(energy - kept, 0.0)

@@ -38,7 +38,7 @@ class MergeOptions:
             )
 
 
-Combine = Callable[[Sequence[LowRank], Sequence[float], MergeOptions, torch.Generator], LowRank]
+Combine = Callable[[Sequence[LowRank], Sequence[float], MergeOptions, torch.Generator], LowRank | Tensor]
 """One delta from the K deltas of a module, their weights, the options, and a generator of this module."""
 
 
@@ -63,7 +63,7 @@ def weighted_sum(
 
 def ties(
     parts: Sequence[LowRank], weights: Sequence[float], options: MergeOptions, generator: torch.Generator
-) -> LowRank:
+) -> Tensor:
     """Returns the TIES merge: trim small entries, elect a sign, average those who agree.
 
     Source: TIES-Merging, arXiv 2306.01708. Differs: trims per module, not over all weights at once.
@@ -83,12 +83,12 @@ def ties(
     agrees = trimmed.sign() == sign
     votes = (share * agrees).sum(0)
     merged = (share * trimmed * agrees).sum(0) / torch.where(votes > 0, votes, 1.0)
-    return LowRank.of_dense(merged)
+    return merged
 
 
 def dare(
     parts: Sequence[LowRank], weights: Sequence[float], options: MergeOptions, generator: torch.Generator
-) -> LowRank:
+) -> Tensor:
     """Returns the DARE merge: drop entries at random, rescale the rest by 1 / (1 - p), add by weight.
 
     Source: DARE, arXiv 2311.03099.
@@ -97,7 +97,7 @@ def dare(
     for part, weight in zip(parts, weights, strict=True):
         kept = torch.rand(total.shape, generator=generator, dtype=total.dtype) >= options.drop
         total += weight * part.dense() * kept / (1 - options.drop)
-    return LowRank.of_dense(total)
+    return total
 
 
 def factor_average(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.lowrank import LowRank
+from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.errors import AdapterError, explain
@@ -49,6 +49,20 @@ class MergeReport:
     def lost_energy(self) -> float:
         """The share of the energy that the cut to the rank lost, in [0, 1]."""
         return 1.0 - self.kept_energy
+
+    @property
+    def layers(self) -> dict[str, ModuleReport]:
+        """What the cut did to each layer of the transformer, such as "transformer_blocks.3", in order."""
+        grouped: dict[str, list[ModuleReport]] = {}
+        for module, report in self.modules.items():
+            grouped.setdefault(_layer_of(module), []).append(report)
+        ordered = sorted(
+            grouped, key=lambda name: [int(part) if part.isdigit() else part for part in name.split(".")]
+        )
+        return {
+            name: ModuleReport(sum(each.energy for each in grouped[name]), _kept(grouped[name]))
+            for name in ordered
+        }
 
 
 def merge(
@@ -127,10 +141,12 @@ def _combine(
         parts = [LowRank.of(lora, module) for lora in loras]
         whole = chosen.combine(parts, shares, options, _generator(options.seed, module))
         if chosen.rank == "own":
+            assert isinstance(whole, LowRank)
             merged[module], kept, lost = whole, whole.inner(whole), 0.0
         else:
             assert rank is not None
-            merged[module], kept, lost = whole.truncated(rank)
+            cut = whole.truncated(rank) if isinstance(whole, LowRank) else nearest_to(whole, rank)
+            merged[module], kept, lost = cut
         modules[module] = ModuleReport(kept + lost, _share(kept, kept + lost))
     return merged, modules
 
@@ -208,8 +224,15 @@ def _generator(seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def _layer_of(module: str) -> str:
+    """Returns the name of a module up to its first number, or its first part."""
+    parts = module.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: number + 1])
+
+
 def _kept(modules: Collection[ModuleReport]) -> float:
-    """Returns the share of the energy of all modules together that was kept."""
+    """Returns the share of the energy of all these modules together that was kept."""
     kept = sum(report.energy * report.kept_energy for report in modules)
     return _share(kept, sum(report.energy for report in modules))
 

@@ -62,6 +62,8 @@ class ComputeSettings(Settings):
     """Attention implementation of diffusers, such as 'native' or 'flash'; null leaves diffusers' choice."""
     compile: bool = False
     """Compiles the transformer's blocks by torch.compile: slow first step, faster ones after it."""
+    shard_base: bool = False
+    """Splits the frozen weights over the processes (FSDP2) where the base does not fit one device; slower."""
     vae_tiling: bool = False
     """Decodes images in tiles: less memory at high resolutions."""
 
@@ -93,7 +95,7 @@ class OptimizerSettings(Settings):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     state_bits: Literal[32, 8] = 32
-    """Bits of a number in AdamW's two moments; 8 needs the package bitsandbytes and an NVIDIA card."""
+    """Bits of a number in AdamW's two moments; 8 needs the package bitsandbytes."""
 
 
 class EMASettings(Settings):
@@ -171,6 +173,17 @@ class CheckpointSettings(Settings):
     """Newest checkpoints that stay on disk."""
 
 
+class EmbeddingSettings(Settings):
+    """Prompts are encoded once, kept on disk, and the text encoders leave memory before the work begins."""
+
+    folder: Path | None = None
+    """Where the encoded prompts are kept, for all runs with the same encoders; null: below the run folder."""
+    batch_size: PositiveInt = 16
+    """Prompts that are encoded at once."""
+    shard_size: PositiveInt = 256
+    """Prompts of one file."""
+
+
 class PlaceSettings(Settings):
     """Where the results go, and on how many threads the work is done."""
 
@@ -203,6 +216,15 @@ class PromptsSettings(Settings):
     """Task of all prompts in a file whose lines do not name theirs."""
     limit: PositiveInt | None = None
     """Takes only so many prompts from the start of the file."""
+    text_in_quotes: bool = False
+    """The first words in double quotes are what the OCR reward looks for, as in Flow-GRPO's text files."""
+    unique: bool = False
+    """Refuses the file if it holds a prompt twice."""
+    disjoint_from: tuple[Name, ...] = ()
+    """Prompt files, such as a test set, that may share no prompt with this one."""
+
+
+PROMPT_CHECKS = ("unique", "disjoint_from")  # settings of a prompts file that change no prompt
 
 
 def window_range(window: StepWindow, num_steps: int) -> tuple[int, int]:

@@ -12,29 +12,15 @@ from flow_opd.config.common import (
     CheckpointSettings,
     ComputeSettings,
     EMASettings,
+    EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
     SamplingSettings,
     TrainingRunSettings,
-    duplicates,
 )
 from flow_opd.config.merge import MergeMethodSpec
-
-RESERVED_NAMES = ("student", "anchor", "default")  # adapters that stand beside the teachers in one base
-
-
-class DistillTeacherSettings(Settings):
-    """A frozen expert and the tasks that are routed to it."""
-
-    name: Name
-    """Name of the teacher in logs and tables."""
-    tasks: tuple[Name, ...]
-    """Tasks whose prompts this teacher answers for."""
-    adapter: Name
-    """Adapter folder or 'asset:NAME'."""
-    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
-    """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
+from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
 
 
 class AnchorSettings(Settings):
@@ -64,7 +50,7 @@ class ColdStartSettings(Settings):
     merge: MergeMethodSpec | None = None
     """Method that merges the teachers, as in the stage merge."""
     adapter: Name | None = None
-    """Adapter folder or 'asset:NAME' to start from instead."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]' to start from instead."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ColdStartSettings:
@@ -127,9 +113,11 @@ class DistillSettings(Settings):
     """The frozen pipeline that student and teachers share."""
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
-    teachers: Annotated[tuple[DistillTeacherSettings, ...], Field(min_length=1)]
+    teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
     """The experts."""
     anchor: AnchorSettings | None = None
     """The quality expert on all prompts, or null for none."""
@@ -160,11 +148,11 @@ class DistillSettings(Settings):
 
     def teacher_of_task(self) -> dict[str, str]:
         """Returns task -> name of its teacher."""
-        return {task: teacher.name for teacher in self.teachers for task in teacher.tasks}
+        return teachers_by_task(self.teachers)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> DistillSettings:
-        problems = [*self._teacher_problems(), *self._reference_problems()]
+        problems = [*teacher_problems(self.teachers), *self._reference_problems()]
         if self.lora is not None and self.cold_start is not None:
             fix = "remove 'lora'; say the rank in cold_start.merge"
             allowed = "null beside a cold start, whose adapter has a rank and an alpha of its own"
@@ -202,36 +190,6 @@ class DistillSettings(Settings):
             )
         refuse(problems)
         return self
-
-    def _teacher_problems(self) -> list[Problem]:
-        problems: list[Problem] = []
-        owner: dict[str, str] = {}
-        for index, teacher in enumerate(self.teachers):
-            at = ("teachers", index)
-            if teacher.name in RESERVED_NAMES:
-                allowed = f"any name but {', '.join(RESERVED_NAMES)}"
-                problems.append(Problem((*at, "name"), "a reserved name", teacher.name, allowed, "rename it"))
-            if not teacher.tasks:
-                what = f"teacher {teacher.name!r} has no tasks"
-                problems.append(
-                    Problem((*at, "tasks"), what, [], "one task or more", "add its tasks or remove it")
-                )
-            for task in teacher.tasks:
-                if task in owner:
-                    what = f"task {task!r} has two teachers"
-                    allowed, fix = "one teacher for each task", "take the task from one of them"
-                    problems.append(Problem((*at, "tasks"), what, [owner[task], teacher.name], allowed, fix))
-                owner.setdefault(task, teacher.name)
-        return problems + [
-            Problem(
-                ("teachers", index, "name"),
-                "two teachers with one name",
-                name,
-                "distinct names",
-                "rename one",
-            )
-            for index, name in duplicates([teacher.name for teacher in self.teachers])
-        ]
 
     def _reference_problems(self) -> list[Problem]:
         problems: list[Problem] = []

@@ -10,6 +10,7 @@ from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Set
 from flow_opd.config.common import (
     BaseModelSettings,
     ComputeSettings,
+    EmbeddingSettings,
     PromptsSettings,
     RunSettings,
     duplicates,
@@ -21,7 +22,7 @@ class RowSettings(Settings):
     """A row of the table: the base with one adapter or none."""
 
     adapter: Name | None = None
-    """Adapter folder or 'asset:NAME'; null is the base itself."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'; null is the base itself."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of this row; 1 switches it off."""
     domains: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
@@ -50,6 +51,8 @@ class EvaluateSettings(Settings):
     """The frozen pipeline."""
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
     """Name -> policy, in the order of the table."""
     domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]

@@ -20,7 +20,7 @@ class GenerateSettings(Settings):
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
     adapter: Name | None = None
-    """Adapter folder or 'asset:NAME'; null draws from the base."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'; null draws from the base."""
     prompts: Annotated[tuple[Name, ...], Field(min_length=1)]
     """What to draw."""
     images_per_prompt: PositiveInt = 1

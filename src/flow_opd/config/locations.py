@@ -1,7 +1,8 @@
 """What the names of files, folders and models in a configuration mean.
 
-`asset:NAME` is a file or folder of the package's own data, `owner/name` (where a model is meant and no
-such folder exists) a repository of the hub, anything else a path relative to the current directory.
+`asset:NAME` is a file or folder of the package's own data, `owner/name` (where a model or an adapter is meant
+and no such folder exists) a repository of the hub, anything else a path relative to the current directory. An
+adapter may also be `owner/name@revision`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,20 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from flow_opd.errors import ConfigError, explain, nearest
 
 ASSET = "asset:"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"\w[\w./-]*")
+
+
+class HubId(NamedTuple):
+    """A repository of the hub, and which state of it; None = its main branch."""
+
+    name: str
+    revision: str | None
 
 
 def asset_folder() -> Path:
@@ -41,7 +51,7 @@ def locate(name: str | Path, *, key: str = "path") -> Path:
                 f"'{key}' names something that does not exist",
                 value=text,
                 allowed="an existing path (relative paths start in the current directory), or asset:NAME",
-                fix=f"{_sibling_hint(path)} Correct '{key}', or make the file first".strip(),
+                fix=f"{alike(path)} Correct '{key}', or make the file first".strip(),
             )
         )
     return path
@@ -53,9 +63,25 @@ def locate_model(name: str, *, key: str = "path") -> str:
     Raises:
         ConfigError: if it is neither.
     """
-    if not name.startswith(ASSET) and not Path(name).expanduser().exists() and _HUB_ID.match(name):
+    if not name.startswith(ASSET) and not Path(name).expanduser().exists() and HUB_NAME.fullmatch(name):
         return name
     return str(locate(name, key=key))
+
+
+def hub_id(name: str) -> HubId | None:
+    """Returns the repository that "owner/name" or "owner/name@revision" means, or None for others."""
+    repository, at, revision = name.partition("@")
+    if name.startswith(ASSET) or Path(name).expanduser().exists() or not HUB_NAME.fullmatch(repository):
+        return None
+    if not at:
+        return HubId(repository, None)
+    return HubId(repository, revision) if _REVISION.fullmatch(revision) else None
+
+
+def alike(path: Path) -> str:
+    """Returns " Did you mean ...?" for what stands beside a path that does not exist, or an empty string."""
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings).strip()
 
 
 def _asset(name: str, key: str) -> Path:
@@ -74,8 +100,3 @@ def _asset(name: str, key: str) -> Path:
             fix=f"{hint} Use one of these, or the path of a file of your own".strip(),
         )
     )
-
-
-def _sibling_hint(path: Path) -> str:
-    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, siblings).strip()

@@ -70,7 +70,7 @@ class MergeInputSettings(Settings):
     name: Name
     """Name in the log."""
     adapter: Name
-    """Adapter folder or 'asset:NAME'."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     weight: PositiveFloat | None = None
     """Factor of its weight change, used as it is; null where all weigh 1 / number of adapters."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import string
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Settings
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
 
 
 class _RewardSettings(Settings):
@@ -30,12 +30,27 @@ class OCRSettings(_RewardSettings):
 
     name: Literal["ocr"]
     """Which reward this is."""
+    reader: Literal["line", "page"] = "line"
+    """'line' reads the one line of a small sign, 'page' finds and reads all text of a large picture."""
     alphabet: Name = string.ascii_lowercase
-    """Letters that may be read, in lower case."""
+    """Line reader: letters that may be read, in lower case."""
     width: PositiveInt = 96
-    """Pixels to which a picture is widened before reading; words beyond 6 letters need 128 and more."""
+    """Line reader: pixels to which a picture is widened; words beyond 6 letters need 128 and more."""
     batch_size: PositiveInt = 32
-    """Images that the engine reads at once."""
+    """Line reader: images that are read at once."""
+
+    @model_validator(mode="after")
+    def _belongs_to_reader(self) -> OCRSettings:
+        given = self.model_dump(include={"alphabet", "width", "batch_size"})
+        allowed, fix = "the default", "remove it, or set reader to 'line'"
+        refuse(
+            [
+                Problem((key,), "a setting that the page reader does not have", value, allowed, fix)
+                for key, value in given.items()
+                if self.reader == "page" and value != OCRSettings.model_fields[key].default
+            ]
+        )
+        return self
 
 
 class DeQASettings(_RewardSettings):

@@ -20,6 +20,7 @@ from flow_opd.config.common import (
     CheckpointSettings,
     ComputeSettings,
     EMASettings,
+    EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
@@ -39,6 +40,8 @@ class TeacherSettings(Settings):
     """The frozen pipeline."""
     compute: ComputeSettings = ComputeSettings()
     """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings = LoraSettings()
     """The adapter that is trained."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]

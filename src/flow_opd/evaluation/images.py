@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flow_opd.protocols import Backbone, Reward, VelocityField
+from flow_opd.processes import ALONE, Processes
+from flow_opd.protocols import Backbone, PromptEncoder, Reward, VelocityField
 from flow_opd.rollout.sampler import generate_latents, micro_rows
 from flow_opd.types import Prompt
 
@@ -33,29 +35,35 @@ class Camera:
         self,
         backbone: Backbone,
         *,
+        encoder: PromptEncoder,
         sigmas: Tensor,
         batch_size: int,
         seeder: Callable[[str, int, int], torch.Generator],
+        processes: Processes = ALONE,
     ) -> None:
         """Sets up the sampler.
 
         Args:
-            backbone: encodes prompts and decodes images.
+            backbone: decodes images.
+            encoder: encodes prompts.
             sigmas: the ODE's grid, [T + 1].
             batch_size: images drawn at once.
             seeder: (domain, prompt index, seed) -> generator of that image's noise.
+            processes: who shares the images of a sheet.
         """
         self.backbone = backbone
+        self.encoder = encoder
         self.sigmas = sigmas
         self.batch_size = batch_size
         self.seeder = seeder
+        self.processes = processes
 
     @torch.no_grad()
     def draw(self, field: VelocityField, sheet: Sheet, shots: Sequence[tuple[int, int]]) -> Tensor:
         """Returns images in [0, 1], [B, 3, height, width], of the given shots of a sheet."""
         latents = generate_latents(
             field,
-            self.backbone.encode_prompts([sheet.prompts[index] for index, _ in shots]),
+            self.encoder.encode_prompts([sheet.prompts[index] for index, _ in shots]),
             latent_shape=self.backbone.latent_shape,
             sigmas=self.sigmas,
             generators=[self.seeder(sheet.domain, index, seed) for index, seed in shots],
@@ -78,10 +86,12 @@ class Camera:
             rewards: each gives its value under its own name, and its parts under "name_part".
             on_batch: called with the number of images after each batch.
         """
-        table: dict[str, list[float | None]] = {}
         shots = sheet.shots()
-        for rows in micro_rows(len(shots), self.batch_size):
-            part = [shots[row] for row in rows]
+        # A process without a share draws the first image for nothing: it has to know what is measured.
+        own = [shots[row] for row in self.processes.rows(len(shots))] or shots[:1]
+        table: dict[str, list[float]] = {}
+        for rows in micro_rows(len(own), self.batch_size):
+            part = [own[row] for row in rows]
             images = self.draw(field, sheet, part)
             prompts = [sheet.prompts[index] for index, _ in part]
             for reward in rewards:
@@ -90,7 +100,13 @@ class Camera:
                     f"{reward.name}_{name}": values for name, values in scores.parts.items()
                 }
                 for name, values in readings.items():
-                    judged = zip(values.tolist(), scores.valid.tolist(), strict=True)
-                    table.setdefault(name, []).extend(value if valid else None for value, valid in judged)
+                    judged = torch.where(scores.valid, values, torch.nan)
+                    table.setdefault(name, []).extend(judged.tolist())
             on_batch(len(part))
-        return table
+        return {name: self._everybodys(values, len(shots)) for name, values in table.items()}
+
+    def _everybodys(self, own: list[float], total: int) -> list[float | None]:
+        """Returns the scores of all shots from this process's own, None for NaN."""
+        share = len(self.processes.rows(total))
+        values = self.processes.gather_rows(torch.tensor(own[:share], dtype=torch.float64), total)
+        return [None if math.isnan(value) else value for value in values.tolist()]

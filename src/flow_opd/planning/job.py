@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from flow_opd.adapters.lora import CONFIG_FILE, settings_from_peft
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.lora import CONFIG_FILE
+from flow_opd.adapters.peft_config import PeftConfig
+from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES, LoraSettings
 from flow_opd.config import common
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
@@ -159,4 +160,5 @@ def _form(adapter: str) -> LoraSettings | None:
     file = folder / CONFIG_FILE
     if not file.exists():
         return None
-    return settings_from_peft(json.loads(file.read_text()), str(file))
+    config = PeftConfig.of(json.loads(file.read_text()), str(file))
+    return LoraSettings(config.rank, config.alpha, config.targets or DEFAULT_TARGET_MODULES)

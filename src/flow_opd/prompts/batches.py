@@ -49,24 +49,31 @@ class PromptGroups:
         self.seed = seed
         self.prompts_per_round = prompts_per_round
         self.tasks = tuple(sorted({prompt.task for prompt in prompts}))
-        self._prompts = {task: [prompt for prompt in prompts if prompt.task == task] for task in self.tasks}
+        self._prompts = tuple(prompts)
+        self._rows = {
+            task: [row for row, prompt in enumerate(prompts) if prompt.task == task] for task in self.tasks
+        }
         self._pattern = _pattern(_whole_shares(self.tasks, shares))  # slot -> index of its task, repeating
         self._orders: dict[str, tuple[int, NDArray[np.int64]]] = {}
 
     def round(self, index: int) -> list[Prompt]:
         """Returns the prompts of round `index` >= 0, tasks interleaved."""
+        return [self._prompts[row] for row in self.rows(index)]
+
+    def rows(self, index: int) -> list[int]:
+        """Returns where the prompts of round `index` >= 0 stand in the list that was dealt out."""
         assert index >= 0, index
         slots = range(index * self.prompts_per_round, (index + 1) * self.prompts_per_round)
         return [self._at(slot) for slot in slots]
 
-    def _at(self, slot: int) -> Prompt:
+    def _at(self, slot: int) -> int:
         cycle, position = divmod(slot, len(self._pattern))
         which = int(self._pattern[position])
         before = cycle * int((self._pattern == which).sum()) + int((self._pattern[:position] == which).sum())
         task = self.tasks[which]
-        prompts = self._prompts[task]
-        epoch, place = divmod(before, len(prompts))
-        return prompts[int(self._order(task, epoch)[place])]
+        rows = self._rows[task]
+        epoch, place = divmod(before, len(rows))
+        return rows[int(self._order(task, epoch)[place])]
 
     def _order(self, task: str, epoch: int) -> NDArray[np.int64]:
         """The shuffle of a task's prompts in an epoch; the last one is kept, as drawing it costs time."""
@@ -74,7 +81,7 @@ class PromptGroups:
         if kept is None or kept[0] != epoch:
             word = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, word, epoch]))
-            kept = self._orders[task] = (epoch, rng.permutation(len(self._prompts[task])))
+            kept = self._orders[task] = (epoch, rng.permutation(len(self._rows[task])))
         return kept[1]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,10 +14,16 @@ from flow_opd.files import write_text
 from flow_opd.types import Prompt
 
 PROMPT, TASK = "prompt", "task"
+TEXT = "text"  # what the OCR reward looks for in the picture
 GENEVAL_LISTS = ("include", "exclude")
+_QUOTATION = re.compile(r'"([^"]*)"|“([^”]*)”')
+
+Lines = list[tuple[str, Prompt]]  # where a prompt stands ("file:12"), and the prompt
 
 
-def read_prompts(path: str | Path, *, task: str | None = None, limit: int | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str | Path, *, task: str | None = None, limit: int | None = None, text_in_quotes: bool = False
+) -> list[Prompt]:
     """Returns the prompts of a file, in its order.
 
     A `.txt` file has a prompt a line. In every other file a line is a JSON object with the key "prompt"
@@ -26,19 +34,32 @@ def read_prompts(path: str | Path, *, task: str | None = None, limit: int | None
         path: the file, UTF-8.
         task: the task of prompts that do not name theirs.
         limit: takes only so many prompts from the start; the whole file is checked all the same.
+        text_in_quotes: gives each prompt without a "text" its first quotation as "text", as Flow-GRPO's OCR
+            reward (arXiv 2505.05470) does with `dataset/ocr/*.txt`.
+
+    Raises:
+        DataError: for an absent or empty file, or a malformed line, with its number.
+    """
+    lines = read_lines(path, task=task, text_in_quotes=text_in_quotes)
+    return [prompt for _, prompt in lines[:limit]]
+
+
+def read_lines(path: str | Path, *, task: str | None = None, text_in_quotes: bool = False) -> Lines:
+    """Returns the prompts of a file as `read_prompts` does, each with its place: "file:line".
 
     Raises:
         DataError: for an absent or empty file, or a malformed line, with its number.
     """
     file = Path(path)
     text = _read_text(file)
-    plain = file.suffix == ".txt"
-    prompts = [
-        _plain_prompt(line, task, f"{file}:{number}") if plain else _prompt(line, task, f"{file}:{number}")
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    if not prompts:
+    read = _plain_prompt if file.suffix == ".txt" else _prompt
+    lines: Lines = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{file}:{number}"
+            prompt = read(line, task, place)
+            lines.append((place, _with_text(prompt, place) if text_in_quotes else prompt))
+    if not lines:
         raise DataError(
             explain(
                 f"no prompts in {file}",
@@ -47,7 +68,12 @@ def read_prompts(path: str | Path, *, task: str | None = None, limit: int | None
                 fix="write prompts into the file or name another one",
             )
         )
-    return prompts[:limit]
+    return lines
+
+
+def quotations(sentence: str) -> list[str]:
+    """Returns what stands between double quotes, straight or curly, without the empty ones."""
+    return [text for pair in _QUOTATION.findall(sentence) if (text := (pair[0] or pair[1]).strip())]
 
 
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
@@ -113,6 +139,20 @@ def _plain_prompt(line: str, task: str | None, place: str) -> Prompt:
         fix = "give the task of this file, or turn it into jsonl with tasks"
         _refuse(f"{place} names no task", _shown(line), "one task for the whole file", fix)
     return Prompt(line.strip(), task)
+
+
+def _with_text(prompt: Prompt, place: str) -> Prompt:
+    if TEXT in prompt.metadata:
+        return prompt
+    found = quotations(prompt.text)
+    if not found:
+        _refuse(
+            f"{place} quotes no text to be drawn",
+            _shown(prompt.text),
+            'a prompt with words in double quotes, like: a sign that says "OPEN"',
+            "quote the words, or switch text_in_quotes off for this file",
+        )
+    return replace(prompt, metadata={**prompt.metadata, TEXT: found[0]})
 
 
 def _word(value: Any, key: str, place: str, meaning: str) -> str:

@@ -12,7 +12,7 @@ from flow_opd.flow.gaussian import log_prob_mean, transition_kl
 from flow_opd.protocols import Backbone, VelocityField
 from flow_opd.registry import Registry
 from flow_opd.rollout.sampler import micro_rows, rollout, steps_with_density
-from flow_opd.rollout.transitions import join_rollouts, transitions
+from flow_opd.rollout.transitions import join_rollouts, shares_of_updates, transitions
 from flow_opd.rollout.walks import Walks
 from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
 
@@ -72,7 +72,7 @@ class CorrectedRollouts:
         Args:
             student: the policy that is trained.
             teachers: the routed teachers.
-            backbone: encodes prompts.
+            backbone: says what latents look like.
             walks: how to walk; all steps with a density are trained.
             correction: turns a step of both into an advantage.
             updates_per_round: optimizer steps that share the trajectories.
@@ -94,19 +94,22 @@ class CorrectedRollouts:
     def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
         """Yields the updates of round `index`, each over its own share of the trajectories."""
         prompts = self.walks.prompts_of_round(index)
+        own = self.walks.processes.rows(len(prompts))
         parts = [
             self._collect(index, [prompts[row] for row in rows], rows)
-            for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
+            for rows in (
+                own[part.start : part.stop] for part in micro_rows(len(own), self.walks.micro_batch_size)
+            )
         ]
         joined = join_rollouts([part for part, _, _ in parts])
         advantages = torch.cat([part for _, part, _ in parts])
-        divergence = torch.cat([part for _, _, part in parts])
+        divergence = self.walks.processes.gather_rows(torch.cat([part for _, _, part in parts]), len(prompts))
         self._readings = {"teacher_kl": float(divergence[:, self.trained_steps].mean())}
-        for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
+        for share in shares_of_updates(own, len(prompts), self.updates_per_round):
             yield transitions(
                 joined,
                 advantages,
-                rows=share.tolist(),
+                rows=share,
                 steps=self.trained_steps,
                 micro_batch_size=self.walks.micro_batch_size,
             )
@@ -116,7 +119,7 @@ class CorrectedRollouts:
         """Returns the trajectories `rows` of the round, their advantages and their KLs, each [B, T]."""
         drawn = rollout(
             self.student,
-            self.backbone.encode_prompts(prompts),
+            self.walks.encoder.encode_prompts(prompts),
             prompts,
             latent_shape=self.backbone.latent_shape,
             schedule=self.walks.schedule,

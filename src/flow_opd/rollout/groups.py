@@ -11,7 +11,12 @@ from flow_opd.flow.advantages import group_advantages
 from flow_opd.flow.schedule import silenced
 from flow_opd.protocols import Backbone, Scorer, VelocityField
 from flow_opd.rollout.sampler import micro_rows, rollout
-from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
+from flow_opd.rollout.transitions import (
+    balanced_weights,
+    join_rollouts,
+    shares_of_updates,
+    transitions,
+)
 from flow_opd.rollout.walks import Walks
 from flow_opd.types import Conditioning, Prompt, Rollout, Schedule, TransitionBatch
 
@@ -37,7 +42,7 @@ class GroupRollouts:
 
         Args:
             student: the policy that is trained, and the behaviour policy of its own rollouts.
-            backbone: encodes prompts and decodes images.
+            backbone: decodes images.
             walks: how to walk; each prompt of a round starts a group.
             scorer: the teacher's reward.
             group_size: images per prompt.
@@ -69,17 +74,18 @@ class GroupRollouts:
         """Yields the updates of round `index`."""
         asked = self.walks.prompts_of_round(index)
         with torch.no_grad():
-            conditioning = self.backbone.encode_prompts(asked)  # once for a whole group
+            conditioning = self.walks.encoder.encode_prompts(asked)  # once for a whole group
         prompts = [prompt for prompt in asked for _ in range(self.group_size)]
         steps = self.steps_of_round(index)
         schedule = silenced(self.walks.schedule, set(self.drawn_from) - set(steps))
+        own = self.walks.processes.rows(len(prompts))
         parts = [
-            self._collect(index, prompts, conditioning, rows, schedule)
-            for rows in micro_rows(len(prompts), self.walks.micro_batch_size)
+            self._collect(index, prompts, conditioning, own[part.start : part.stop], schedule)
+            for part in micro_rows(len(own), self.walks.micro_batch_size)
         ]
-        rewards = torch.cat([reward for _, reward in parts])
+        rewards = self.walks.processes.gather_rows(torch.cat([reward for _, reward in parts]), len(prompts))
         groups = torch.arange(len(prompts)) // self.group_size
-        advantages = group_advantages(rewards, groups)
+        advantages = group_advantages(rewards, groups)[list(own)]
         spread = rewards.view(-1, self.group_size).std(1, correction=0)
         self._readings = {
             "reward": float(rewards.mean()),
@@ -90,11 +96,11 @@ class GroupRollouts:
         dense = advantages[:, None].expand(-1, len(joined.schedule))
         if self.balanced_steps:
             dense = dense * balanced_weights(joined.schedule, self.walks.dynamics, steps)
-        for share in torch.arange(len(prompts)).tensor_split(self.updates_per_round):
+        for share in shares_of_updates(own, len(prompts), self.updates_per_round):
             yield transitions(
                 joined,
                 dense,
-                rows=share.tolist(),
+                rows=share,
                 steps=steps,
                 micro_batch_size=self.walks.micro_batch_size,
             )

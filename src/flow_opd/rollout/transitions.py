@@ -51,6 +51,17 @@ def transitions(
             )
 
 
+def shares_of_updates(own: Sequence[int], total: int, updates: int) -> Iterator[list[int]]:
+    """Yields, for each update of a round, the places in `own` of the rows that it trains.
+
+    All `total` rows are split into `updates` consecutive shares; a process trains those rows of a share
+    that are its own, so an update sees the same rows on any number of processes.
+    """
+    for share in torch.arange(total).tensor_split(updates):
+        rows = set(share.tolist())
+        yield [place for place, row in enumerate(own) if row in rows]
+
+
 def balanced_weights(schedule: Schedule, dynamics: Dynamics, steps: Sequence[int]) -> Tensor:
     """Returns weights of the advantages, [T], under which a velocity counts equally at every trained step.
 

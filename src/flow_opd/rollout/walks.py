@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flow_opd.protocols import Backbone, Dynamics, VelocityField
+from flow_opd.processes import ALONE, Processes
+from flow_opd.protocols import Backbone, Dynamics, PromptEncoder, VelocityField
 from flow_opd.rollout.sampler import micro_rows
 from flow_opd.rollout.walk import on_policy_walk
 from flow_opd.types import Prompt, Schedule, TransitionBatch
@@ -21,10 +22,12 @@ class Walks:
     """How a policy walks in training: for which prompts, from which noise, along which steps."""
 
     prompts_of_round: PromptsOfRound
+    encoder: PromptEncoder
     seeder: Seeder  # (round, trajectory) -> generator of that trajectory's noise
     schedule: Schedule
     dynamics: Dynamics
     micro_batch_size: int  # trajectories or transitions of one forward pass
+    processes: Processes = ALONE  # who shares the trajectories of a round
 
 
 class WalkBatches:
@@ -35,7 +38,7 @@ class WalkBatches:
     """
 
     def __init__(self, student: VelocityField, backbone: Backbone, walks: Walks) -> None:
-        """Takes the policy that is trained, the base that encodes prompts, and how to walk."""
+        """Takes the policy that is trained, the base, and how to walk."""
         self.student = student
         self.backbone = backbone
         self.walks = walks
@@ -51,14 +54,16 @@ class WalkBatches:
 
     def _walks(self, index: int) -> Iterator[TransitionBatch]:
         prompts = self.walks.prompts_of_round(index)
+        # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
+        own = sorted(self.walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
-            conditioning = self.backbone.encode_prompts(prompts)
-        for rows in micro_rows(len(prompts), self.walks.micro_batch_size):
+            conditioning = self.walks.encoder.encode_prompts([prompts[row] for row in own])
+        for part in micro_rows(len(own), self.walks.micro_batch_size):
             yield from on_policy_walk(
                 self.student,
-                conditioning.rows(list(rows)),
+                conditioning.rows(list(part)),
                 latent_shape=self.backbone.latent_shape,
                 schedule=self.walks.schedule,
                 dynamics=self.walks.dynamics,
-                generators=[self.walks.seeder(index, row) for row in rows],
+                generators=[self.walks.seeder(index, own[place]) for place in part],
             )

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from flow_opd.adapters.settings import LoraSettings
-from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.backbones import loading
 from flow_opd.config import common
-from flow_opd.config.base import Settings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings, RewardSpec
-from flow_opd.files import sha256
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.batches import PromptGroups
-from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.protocols import Backbone, Reward
+from flow_opd.prompts.jsonl import read_lines
+from flow_opd.prompts.overlap import problems, refuse
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder, Reward
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
 from flow_opd.rewards.ocr import LineReader, OCRReward
+from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rollout.walks import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-def load_backbone(base: common.BaseModelSettings) -> SD3Backbone:
-    """Returns the frozen base."""
-    return SD3Backbone.from_pretrained(
-        locate_model(base.path, key="base.path"),
-        max_sequence_length=base.max_sequence_length,
-        dtype=DTYPES[base.dtype],
-        revision=base.revision,
-        variant=base.variant,
-    )
+def load_backbone(
+    base: common.BaseModelSettings, compute: common.ComputeSettings, processes: Processes = ALONE
+) -> LoadedBackbone:
+    """Returns the frozen base, on the device of this process and computing as the settings say."""
+    if processes.count > 1:
+        compute = compute.model_copy(update={"device": processes.device})
+    return loading.load_backbone(base, compute)
 
 
 def lora_settings(lora: common.LoraSettings) -> LoraSettings:
@@ -51,12 +44,25 @@ def lora_settings(lora: common.LoraSettings) -> LoraSettings:
 
 
 def load_prompts(files: Sequence[common.PromptsSettings]) -> list[Prompt]:
-    """Returns the prompts of all files, in order."""
-    return [
-        prompt
-        for file in files
-        for prompt in read_prompts(locate(file.path, key="prompts.path"), task=file.task, limit=file.limit)
-    ]
+    """Returns the prompts of all files, in order.
+
+    Raises:
+        DataError: for files that cannot be read; where the settings ask for it, also for prompts that are
+            there twice or in a file that may share none.
+    """
+    return [prompt for file in files for prompt in _load_file(file)]
+
+
+def _load_file(file: common.PromptsSettings) -> list[Prompt]:
+    lines = read_lines(
+        locate(file.path, key="prompts.path"), task=file.task, text_in_quotes=file.text_in_quotes
+    )[: file.limit]
+    others = {
+        name: read_lines(locate(name, key="prompts.disjoint_from"), task="none")
+        for name in file.disjoint_from
+    }
+    refuse(problems(file.path, lines, repeated=not file.unique, others=others))
+    return [prompt for _, prompt in lines]
 
 
 def build_reward(spec: RewardSpec) -> Reward:
@@ -64,6 +70,8 @@ def build_reward(spec: RewardSpec) -> Reward:
     if isinstance(spec, GenEvalSettings):
         return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
     if isinstance(spec, OCRSettings):
+        if spec.reader == "page":
+            return OCRReward(PageReader())
         return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
     if isinstance(spec, DeQASettings):
         return DeQAReward(locate(spec.path, key="path"))
@@ -73,11 +81,13 @@ def build_reward(spec: RewardSpec) -> Reward:
 
 def build_walks(
     backbone: Backbone,
+    encoder: PromptEncoder,
     groups: PromptGroups,
     sampling: common.SamplingSettings,
     *,
     seed: int,
     micro_batch_size: int,
+    processes: Processes,
 ) -> Walks:
     """Returns how the student walks in training; trajectory i of round r has its own noise."""
 
@@ -86,6 +96,7 @@ def build_walks(
 
     return Walks(
         prompts_of_round=groups.round,
+        encoder=encoder,
         seeder=seeder,
         schedule=make_schedule(
             backbone.sigmas(sampling.num_steps),
@@ -94,54 +105,5 @@ def build_walks(
         ),
         dynamics=DYNAMICS.get(sampling.dynamics),
         micro_batch_size=micro_batch_size,
+        processes=processes,
     )
-
-
-def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
-    """Returns a hash of everything that decides the numbers of a training.
-
-    Where the run is written, what computes it and how often it is saved do not. A base is known by
-    the names and sizes of its weights (hashing gigabytes at every start would be no favour), everything
-    else by its content: a teacher or a prompts file that was replaced does not go unnoticed at a resume.
-
-    Args:
-        settings: all settings of the stage.
-        base: its base.
-        files: prompts files, and folders of adapters and reward models.
-    """
-    relevant: dict[str, Any] = settings.model_dump(mode="json")
-    for section in ("checkpoint", "compute"):
-        relevant.pop(section, None)
-    for key in ("out", "threads"):
-        relevant.get("run", {}).pop(key, None)
-    relevant["base weights"] = _weights(Path(locate_model(base.path, key="base.path")))
-    relevant["files"] = [content(file) for file in files]
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _weights(folder: Path) -> dict[str, int]:
-    """Returns name -> size of the weights in a local folder; nothing for a hub id, which has a revision."""
-    return {
-        str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*.safetensors"))
-    }
-
-
-def content(path: Path) -> list[str]:
-    """Returns the hashes of a file, or of all files below a folder."""
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    return [sha256(file) for file in files]
-
-
-def prompt_files(files: Sequence[common.PromptsSettings]) -> list[Path]:
-    """Returns where the prompts are."""
-    return [locate(file.path, key="prompts.path") for file in files]
-
-
-def reward_files(specs: Sequence[RewardSpec]) -> list[Path]:
-    """Returns where the rewards' own files are; models of a hub are known by their id alone."""
-    named = {
-        "palette": [spec.palette for spec in specs if isinstance(spec, GenEvalSettings)],
-        "path": [spec.path for spec in specs if isinstance(spec, DeQASettings | PickScoreSettings)],
-    }
-    paths = [Path(locate_model(name, key=key)) for key, names in named.items() for name in names]
-    return [path for path in paths if path.exists()]

@@ -13,8 +13,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 
+from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.miniature import MiniatureSettings, PartSettings
 from flow_opd.files import atomic_folder
 from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
@@ -92,7 +94,9 @@ def build_refined(settings: MiniatureSettings) -> Path:
     """Trains the base on at more of the middle noise levels, where outlines become sharp; returns it."""
     folder = settings.run.out / "refine"
     if not is_finished(folder, "refine", settings):
-        backbone = SD3Backbone.from_pretrained(build_base(settings), max_sequence_length=0)
+        base = BaseModelSettings(path=str(build_base(settings)), max_sequence_length=0)
+        backbone = load_backbone(base, ComputeSettings(device="cpu"))
+        assert isinstance(backbone, SD3Backbone)
         _train_base(settings, "refine", settings.refine, backbone, _middle_sigmas)
     return folder / PIPELINE
 

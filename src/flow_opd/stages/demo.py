@@ -10,6 +10,7 @@ from flow_opd.config.demo import DemoSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.stages.distill import distill
 from flow_opd.stages.evaluate import evaluate
+from flow_opd.stages.launch import join_processes
 from flow_opd.stages.training import TRAINING, open_run
 
 RUN_PREFIX = "run:"
@@ -19,10 +20,12 @@ def run(settings: DemoSettings, *, resume: bool) -> Path:
     """Runs the whole method and returns the run folder."""
     started = time.monotonic()
     folder = open_run(settings.run)
-    distill(settings.distill, folder, config=settings, resume=resume)
+    processes = join_processes(settings.distill.compute)
+    distill(settings.distill, folder, config=settings, resume=resume, processes=processes)
     trained: float = json.loads((folder / TRAINING).read_text())["seconds"]  # over all resumes
     spent = max(trained, time.monotonic() - started)
-    return evaluate(_here(settings.evaluate, folder), folder, config=settings, resume=resume, spent=spent)
+    evaluation = _here(settings.evaluate, folder)
+    return evaluate(evaluation, folder, config=settings, resume=resume, processes=processes, spent=spent)
 
 
 def _here(settings: EvaluateSettings, folder: Path) -> EvaluateSettings:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
-from flow_opd.config.locations import locate
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.processes import Processes
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import Backbone, BatchSource
+from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
 from flow_opd.rollout.walks import Walks
-from flow_opd.stages.assembly import (
-    build_walks,
-    fingerprint,
-    load_backbone,
-    load_prompts,
-    lora_settings,
-    prompt_files,
-)
+from flow_opd.stages.adapters import files_of, load_lora
+from flow_opd.stages.assembly import build_walks, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, prompt_files
+from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import (
     ADAPTER,
     STUDENT,
+    loop_settings,
     open_run,
     record,
     resume_or_restart,
@@ -38,7 +36,7 @@ from flow_opd.stages.training import (
     train,
 )
 from flow_opd.training.seeding import derived_seed
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.training.trainer import Trainer
 
 COLD_START = "cold_start"  # folder of the student's first weights, below the run folder
 ANCHOR = "anchor"
@@ -46,10 +44,14 @@ ANCHOR = "anchor"
 
 def run(settings: DistillSettings, *, resume: bool) -> Path:
     """Distils the teachers into one LoRA and returns the run folder; the result is in its `adapter`."""
-    return distill(settings, open_run(settings.run), config=settings, resume=resume)
+    folder = open_run(settings.run)
+    processes = join_processes(settings.compute)
+    return distill(settings, folder, config=settings, resume=resume, processes=processes)
 
 
-def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume: bool) -> Path:
+def distill(
+    settings: DistillSettings, folder: Path, *, config: Settings, resume: bool, processes: Processes
+) -> Path:
     """Distils into `folder` and returns it.
 
     Args:
@@ -57,61 +59,72 @@ def distill(settings: DistillSettings, folder: Path, *, config: Settings, resume
         folder: the run folder.
         config: what is written as the run's config.yaml, once nothing has been refused.
         resume: goes on from the newest checkpoint.
+        processes: who shares the work.
     """
+    smallest = settings.prompts_per_round // settings.updates_per_round()
+    shard = settings.compute.shard_base
+    check_shares(smallest, processes, key="prompts_per_round", in_step=shard)
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
-    backbone = load_backbone(settings.base)
-    bank = _bank(settings, backbone)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
+    backbone.free_vae()
+    bank = _bank(settings, backbone, processes)
     start = bank.weights(STUDENT)
+    if shard:
+        shard_base(backbone.transformer, processes)
     groups = PromptGroups(
         prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
     )
     walks = build_walks(
-        backbone, groups, settings.sampling, seed=seed, micro_batch_size=settings.micro_batch_size
+        backbone,
+        encoder,
+        groups,
+        settings.sampling,
+        seed=seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=processes,
     )
-    source, objective = algorithm_of(settings, cast_of(settings, backbone, bank), walks)
+    source, objective = algorithm_of(settings, cast_of(settings, backbone, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=LoopSettings(
-            rounds=settings.run.rounds,
-            updates_per_round=settings.updates_per_round(),
-            optimizer=settings.optimizer,
-            ema=settings.ema,
-            checkpoint=settings.checkpoint,
-        ),
+        settings=loop_settings(settings, settings.updates_per_round()),
         folder=folder,
+        processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),
     )
     resume_or_restart(trainer, resume=resume)
-    record(config, folder)
-    start.write(folder / COLD_START, settings.base.path)
+    record(config, folder, processes)
+    if processes.is_main:
+        start.write(folder / COLD_START, settings.base.path)
     train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: SD3Backbone) -> AdapterBank:
+def _bank(settings: DistillSettings, backbone: LoadedBackbone, processes: Processes) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
     for teacher in settings.teachers:
-        bank.load(teacher.name, locate(teacher.adapter, key="teachers.adapter"))
-        loras.append(bank.weights(teacher.name))
+        loras.append(load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
+        bank.put(teacher.name, loras[-1])
     if settings.anchor is not None and settings.anchor.adapter is not None:
-        bank.load(ANCHOR, locate(settings.anchor.adapter, key="anchor.adapter"))
+        bank.put(ANCHOR, load_lora(settings.anchor.adapter, settings.base, key="anchor.adapter"))
     start = settings.cold_start
     if start is None:
         lora = lora_settings(settings.lora or LoraSettings())
         bank.add(STUDENT, lora, derived_seed(settings.run.seed, "lora"))
     elif start.adapter is not None:
-        bank.put(STUDENT, LoraWeights.read(locate(start.adapter, key="cold_start.adapter")))
+        bank.put(STUDENT, load_lora(start.adapter, settings.base, key="cold_start.adapter"))
     else:
         assert start.merge is not None
         merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
-        print_report(report, [teacher.name for teacher in settings.teachers])
+        if processes.is_main:
+            print_report(report, [teacher.name for teacher in settings.teachers])
         bank.put(STUDENT, merged)
     bank.train(STUDENT)
     return bank
@@ -124,22 +137,27 @@ def _files(settings: DistillSettings) -> list[Path]:
         named.append(("anchor.adapter", settings.anchor.adapter))
     if settings.cold_start is not None and settings.cold_start.adapter is not None:
         named.append(("cold_start.adapter", settings.cold_start.adapter))
-    return [*prompt_files(settings.prompts), *(locate(name, key=key) for key, name in named)]
+    adapters = [file for key, name in named for file in files_of(name, settings.base, key=key)]
+    return [*prompt_files(settings.prompts), *adapters]
 
 
-def cast_of(settings: DistillSettings, backbone: Backbone, bank: Adapters) -> Cast:
+def cast_of(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters) -> Cast:
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
-
-    def policy(adapter: str, guidance_scale: float) -> Policy:
-        return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=guidance_scale)
-
-    teachers = {each.name: policy(each.name, each.guidance_scale) for each in settings.teachers}
+    batching = settings.compute.guidance_batching
+    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
+    teachers = {
+        each.name: policy(adapter=each.name, guidance_scale=each.guidance_scale) for each in settings.teachers
+    }
     anchor = settings.anchor
     return Cast(
         backbone=backbone,
-        student=policy(STUDENT, settings.sampling.guidance_scale),
-        teachers=RoutedTeachers(teachers, HardRouter(settings.teacher_of_task())),
-        anchor=policy(anchor.teacher or ANCHOR, anchor.guidance_scale) if anchor else None,
+        student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),
+        teachers=RoutedTeachers(
+            teachers, HardRouter(settings.teacher_of_task()), in_step=settings.compute.shard_base
+        ),
+        anchor=policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale)
+        if anchor
+        else None,
         anchor_weight=anchor.weight if anchor else 0.0,
     )
 

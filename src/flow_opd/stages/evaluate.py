@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import resource
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.locations import locate
 from flow_opd.evaluation.images import Camera, Sheet
 from flow_opd.evaluation.intervals import Scores
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
-from flow_opd.files import sha256, write_bytes, write_json, write_text
+from flow_opd.files import write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
-from flow_opd.protocols import Reward
+from flow_opd.processes import Processes
+from flow_opd.protocols import LoadedBackbone, PromptEncoder, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
-from flow_opd.stages.assembly import build_reward, content, load_backbone, load_prompts, reward_files
+from flow_opd.stages.adapters import load_lora
+from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
+from flow_opd.stages.cells import Cells, ScoreTable
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.launch import join_processes
 from flow_opd.stages.training import open_run, record
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
@@ -51,11 +53,19 @@ def run(settings: EvaluateSettings, *, resume: bool) -> Path:
 
     Finished cells of the table are kept in `scores/`: a killed evaluation goes on where it stood.
     """
-    return evaluate(settings, open_run(settings.run), config=settings, resume=resume)
+    folder = open_run(settings.run)
+    processes = join_processes(settings.compute)
+    return evaluate(settings, folder, config=settings, resume=resume, processes=processes)
 
 
 def evaluate(
-    settings: EvaluateSettings, folder: Path, *, config: Settings, resume: bool, spent: float = 0.0
+    settings: EvaluateSettings,
+    folder: Path,
+    *,
+    config: Settings,
+    resume: bool,
+    processes: Processes,
+    spent: float = 0.0,
 ) -> Path:
     """Evaluates into `folder` and returns it.
 
@@ -64,6 +74,7 @@ def evaluate(
         folder: the run folder.
         config: what is written as the run's config.yaml, once nothing has been refused.
         resume: keeps the cells of the table that are finished already.
+        processes: who shares the images; the main one writes.
         spent: seconds that the run has taken before.
     """
     begun = time.monotonic()
@@ -72,40 +83,50 @@ def evaluate(
         for name, file in settings.domains.items()
     }
     rewards = [build_reward(spec) for spec in settings.rewards]
-    backbone = load_backbone(settings.base)
-    policies = _policies(settings, backbone)
-    record(config, folder)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    asked = [prompt for sheet in sheets.values() for prompt in sheet.prompts]
+    encoder = encode_beforehand(settings.embeddings, backbone, asked, folder, processes)
+    policies = _policies(settings, backbone, encoder)
+    record(config, folder, processes)
     camera = Camera(
         backbone,
+        encoder=encoder,
         sigmas=backbone.sigmas(settings.num_steps),
         batch_size=settings.batch_size,
         seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
+        processes=processes,
     )
-    scores, kept = _score_rows(settings, folder, camera, policies, sheets, rewards, resume=resume)
+    cells = Cells(folder / "scores", settings, resume=resume, processes=processes)
+    scores = _score_rows(settings, cells, camera, policies, sheets, rewards)
+    if not processes.is_main:
+        return folder
     pictures = _pictures(settings, camera, policies, sheets)
     save_pictures(pictures, folder / "images")
     if pictures.rows:
         write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
-    card = ProtocolCard(
+    results = build_results(
+        scores,
+        roles=_roles(settings),
+        protocol=_protocol(settings, sheets, backbone.image_size),
+        wall_seconds=round(spent + cells.seconds_kept + time.monotonic() - begun, 1),
+        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )
+    finish(folder, results)
+    return folder
+
+
+def _protocol(settings: EvaluateSettings, sheets: Mapping[str, Sheet], side: int) -> ProtocolCard:
+    return ProtocolCard(
         steps=settings.num_steps,
         dynamics="ode",
         guidance={name: row.guidance_scale for name, row in settings.rows.items()},
-        resolution=(backbone.image_size, backbone.image_size),
+        resolution=(side, side),
         prompts={
             name: PromptFile.of(locate(file.path), len(sheets[name].prompts))
             for name, file in settings.domains.items()
         },
         seeds=settings.seeds,
     )
-    results = build_results(
-        scores,
-        roles=_roles(settings),
-        protocol=card,
-        wall_seconds=round(spent + kept + time.monotonic() - begun, 1),
-        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    )
-    finish(folder, results)
-    return folder
 
 
 def finish(folder: Path, results: Results) -> None:
@@ -127,33 +148,39 @@ def _roles(settings: EvaluateSettings) -> Roles:
     return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
 
 
-def _policies(settings: EvaluateSettings, backbone: SD3Backbone) -> dict[str, Policy]:
+def _policies(
+    settings: EvaluateSettings, backbone: LoadedBackbone, encoder: PromptEncoder
+) -> dict[str, Policy]:
     bank = AdapterBank(backbone)
     policies = {}
     for index, (name, row) in enumerate(settings.rows.items()):
         adapter = None
         if row.adapter is not None:
             adapter = f"row{index}"
-            bank.load(adapter, locate(row.adapter, key=f"rows.{name}.adapter"))
-        policies[name] = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=row.guidance_scale)
+            bank.put(adapter, load_lora(row.adapter, settings.base, key=f"rows.{name}.adapter"))
+        policies[name] = Policy(
+            backbone,
+            adapters=bank,
+            adapter=adapter,
+            encoder=encoder,
+            guidance_scale=row.guidance_scale,
+            guidance_batching=settings.compute.guidance_batching,
+        )
     return policies
 
 
 def _score_rows(
     settings: EvaluateSettings,
-    folder: Path,
+    cells: Cells,
     camera: Camera,
     policies: Mapping[str, Policy],
     sheets: Mapping[str, Sheet],
     rewards: list[Reward],
-    *,
-    resume: bool,
-) -> tuple[dict[str, dict[str, dict[str, Scores]]], float]:
-    """Returns row -> domain -> metric -> scores, and the seconds that the cells kept had once taken."""
+) -> dict[str, dict[str, dict[str, Scores]]]:
+    """Returns row -> domain -> metric -> scores."""
     total = sum(len(sheets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
-    bar = ProgressBar("evaluation", total_steps=total, show=())
-    done, kept = 0, 0.0
-    judges = _judges(settings)
+    bar = ProgressBar("evaluation", total_steps=total, show=(), shown=cells.processes.is_main)
+    done = 0
     scores: dict[str, dict[str, dict[str, Scores]]] = {}
 
     def advance(images: int) -> None:
@@ -163,59 +190,17 @@ def _score_rows(
 
     for name in settings.rows:
         for domain in settings.domains_of(name):
-            cell = folder / "scores" / f"{name}.{domain}.json"
-            key = _cell_key(settings, name, domain, judges)
             bar.rename(f"{name} on {domain}")
-            stored = _finished_cell(cell, key) if resume else None
-            if stored is None:
-                started = time.monotonic()
-                table = camera.score(policies[name], sheets[domain], rewards, on_batch=advance)
-                seconds = round(time.monotonic() - started, 1)
-                write_json(cell, {"key": key, "seconds": seconds, "scores": table})
-            else:
-                table, seconds = stored["scores"], stored["seconds"]
-                kept += seconds
-                advance(len(sheets[domain].shots()))
-            scores.setdefault(name, {})[domain] = _as_scores(table, sheets[domain])
+            sheet, begun = sheets[domain], done
+            work = partial(camera.score, policies[name], sheet, rewards, on_batch=advance)
+            table = cells.scores(name, domain, work)
+            advance(begun + len(sheet.shots()) - done)
+            scores.setdefault(name, {})[domain] = _as_scores(table, sheet)
     bar.on_end()
-    return scores, kept
+    return scores
 
 
-def _judges(settings: EvaluateSettings) -> list[str]:
-    """Returns the hashes of the base's weights and of the rewards' own files, as far as they are local."""
-    base = Path(locate_model(settings.base.path, key="base.path"))
-    files = [*sorted(base.rglob("*.safetensors")), *reward_files(settings.rewards)]
-    return [digest for file in files for digest in content(file)]
-
-
-def _cell_key(settings: EvaluateSettings, row: str, domain: str, judges: list[str]) -> str:
-    """Returns a hash of everything that a cell of the table depends on."""
-    spec = settings.rows[row]
-    adapter = None
-    if spec.adapter is not None:
-        adapter = sha256(locate(spec.adapter) / "adapter_model.safetensors")
-    parts = {
-        "base": settings.base.model_dump(mode="json"),
-        "judges": judges,
-        "adapter": adapter,
-        "guidance": spec.guidance_scale,
-        "prompts": sha256(locate(settings.domains[domain].path)),
-        "file": settings.domains[domain].model_dump(mode="json"),
-        "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
-        "steps": settings.num_steps,
-        "seeds": [settings.run.seed, *settings.seeds],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _finished_cell(cell: Path, key: str) -> dict[str, Any] | None:
-    if not cell.exists():
-        return None
-    stored = json.loads(cell.read_text())
-    return stored if stored["key"] == key else None
-
-
-def _as_scores(table: Mapping[str, list[float | None]], sheet: Sheet) -> dict[str, Scores]:
+def _as_scores(table: ScoreTable, sheet: Sheet) -> dict[str, Scores]:
     shots = sheet.shots()
     prompts = [f"{index}:{sheet.prompts[index].text}" for index, _ in shots]
     seeds = [seed for _, seed in shots]

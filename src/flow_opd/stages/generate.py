@@ -12,11 +12,11 @@ from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.generate import GenerateSettings
-from flow_opd.config.locations import locate
 from flow_opd.files import write_bytes
 from flow_opd.policies.policy import Policy
 from flow_opd.reports.grid import png_bytes
 from flow_opd.rollout.sampler import generate_latents
+from flow_opd.stages.adapters import load_lora
 from flow_opd.stages.assembly import load_backbone
 from flow_opd.stages.training import open_run
 from flow_opd.training.seeding import generator
@@ -30,13 +30,19 @@ SMALLEST_SIDE = (
 def run(settings: GenerateSettings, *, resume: bool) -> Path:
     """Writes one PNG per prompt and seed and returns the folder."""
     folder = open_run(settings.run)
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(backbone)
     adapter = None
     if settings.adapter is not None:
         adapter = "chosen"
-        bank.load(adapter, locate(settings.adapter, key="adapter"))
-    policy = Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=settings.guidance_scale)
+        bank.put(adapter, load_lora(settings.adapter, settings.base, key="adapter"))
+    policy = Policy(
+        backbone,
+        adapters=bank,
+        adapter=adapter,
+        guidance_scale=settings.guidance_scale,
+        guidance_batching=settings.compute.guidance_batching,
+    )
     sigmas = backbone.sigmas(settings.num_steps)
     console = Console()
     for text in settings.prompts:

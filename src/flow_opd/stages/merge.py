@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
 from flow_opd.adapters.merging import MergeReport, merge
-from flow_opd.config.locations import locate
 from flow_opd.config.merge import (
     DAREMergeSettings,
     MergeMethodSpec,
@@ -20,18 +21,20 @@ from flow_opd.config.merge import (
     TIESMergeSettings,
 )
 from flow_opd.files import write_json
+from flow_opd.stages.adapters import load_lora
 from flow_opd.stages.training import ADAPTER, open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:
     """Writes the merged adapter and merge.json (what was kept of each) and returns the run folder."""
     folder = open_run(settings.run)
-    loras = [LoraWeights.read(locate(each.adapter, key="adapters.adapter")) for each in settings.adapters]
+    loras = [load_lora(each.adapter, settings.base, key="adapters.adapter") for each in settings.adapters]
     merged, report = merge_by(settings.method, loras, settings.weights(), seed=settings.run.seed)
     record(settings, folder)
     merged.write(folder / ADAPTER, settings.base.path)
-    write_json(folder / "merge.json", asdict(report))
-    print_report(report, [each.name for each in settings.adapters])
+    names = [each.name for each in settings.adapters]
+    write_json(folder / "merge.json", report_json(report, names))
+    print_report(report, names)
     return folder
 
 
@@ -51,14 +54,36 @@ def merge_by(
 
 
 def print_report(report: MergeReport, names: Sequence[str]) -> None:
-    """Prints what was kept of each adapter."""
+    """Prints what was kept of each adapter, and in which layers the cut to the rank lost most and least."""
     console = Console(stderr=True)
     console.print(
         f"merge [bold]{report.method}[/bold]: rank {report.rank}, "
         f"{100 * report.lost_energy:.2f} % of the energy lost"
     )
+    table = Table(
+        "adapter", "cosine with the merge", "norm of the merge / its norm", box=None, header_style="dim"
+    )
     for name, teacher in zip(names, report.teachers, strict=True):
-        if teacher.cosine is not None and teacher.norm_ratio is not None:
-            console.print(f"  {name}: cosine {teacher.cosine:.3f}, norm ratio {teacher.norm_ratio:.3f}")
+        values = (teacher.cosine, teacher.norm_ratio)
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
+    if report.lost_energy > 1e-4:
+        kept = sorted((layer.kept_energy, name) for name, layer in report.layers.items())
+        (least, worst), (most, best) = kept[0], kept[-1]
+        console.print(
+            f"energy kept by layer: from {100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best})"
+        )
     for note in report.notes:
-        console.print(f"  note: {note}")
+        console.print(f"note: {note}")
+
+
+def report_json(report: MergeReport, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the report as it stands in merge.json: adapters by name, energy by layer and by module."""
+    values = asdict(report)
+    values["teachers"] = dict(zip(names, values["teachers"], strict=True))
+    modules = values.pop("modules")
+    return {
+        **values,
+        "layers": {name: asdict(each) for name, each in report.layers.items()},
+        "modules": modules,
+    }

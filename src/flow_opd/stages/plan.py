@@ -14,9 +14,10 @@ from torch import Tensor
 from flow_opd.adapters.settings import LoraSettings
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings, DistillTeacherSettings
+from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
 from flow_opd.config.teacher import TeacherSettings
+from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.job import Job, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
@@ -35,6 +36,7 @@ from flow_opd.planning.probe import (
 )
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
+from flow_opd.processes import ALONE
 from flow_opd.prompts.batches import PromptGroups
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walks import Walks
@@ -110,7 +112,7 @@ def _distillation(
     if not isinstance(objective, DirectKLSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
     small = settings.model_copy(update={"sampling": _short(settings.sampling), "objective": objective})
-    cast = distill.cast_of(small, model.backbone, model.adapters)
+    cast = distill.cast_of(small, model.backbone, model.backbone, model.adapters)
     teacher, anchor = _costliest(settings, job), settings.anchor
     student = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     metered = replace(
@@ -138,8 +140,8 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
             "micro_batch_size": rows,
         }
     )
-    student = teacher.policy_of(small, model.backbone, model.adapters, STUDENT_ADAPTER)
-    reference = teacher.policy_of(small, model.backbone, model.adapters, None)
+    student = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, STUDENT_ADAPTER)
+    reference = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, None)
     guidance = settings.sampling.guidance_scale
     trained, bare = _kind(job.forms[STUDENT_ADAPTER], guidance), _kind(None, guidance)
     return teacher.algorithm_of(
@@ -157,7 +159,7 @@ def _kind(form: LoraSettings | None, guidance_scale: float) -> Hashable:
     return (form, guidance_scale != 1)
 
 
-def _kind_of(each: DistillTeacherSettings, job: Job) -> Hashable:
+def _kind_of(each: RoutedTeacherSettings, job: Job) -> Hashable:
     return _kind(job.forms[each.name], each.guidance_scale)
 
 
@@ -169,10 +171,18 @@ def _walks(
     model: ShapeModel, sampling: SamplingSettings, *, task: str, prompts: int, micro_batch_size: int
 ) -> Walks:
     groups = PromptGroups([Prompt("", task)], seed=0, prompts_per_round=prompts)
-    return build_walks(model.backbone, groups, sampling, seed=0, micro_batch_size=micro_batch_size)
+    return build_walks(
+        model.backbone,
+        model.backbone,
+        groups,
+        sampling,
+        seed=0,
+        micro_batch_size=micro_batch_size,
+        processes=ALONE,
+    )
 
 
-def _costliest(settings: DistillSettings, job: Job) -> DistillTeacherSettings:
+def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
     return max(settings.teachers, key=lambda each: (each.guidance_scale != 1, job.forms[each.name].rank))
 
 
@@ -185,7 +195,7 @@ def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, cos
         model: the base.
         costliest: what the costliest teacher takes, which is known already.
     """
-    teachers = distill.cast_of(settings, model.backbone, model.adapters).teachers
+    teachers = distill.cast_of(settings, model.backbone, model.backbone, model.adapters).teachers
 
     measured = {_kind_of(_costliest(settings, job), job): costliest}
     total, weights = 0.0, 0.0

@@ -8,82 +8,96 @@ from pathlib import Path
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.prompts.batches import PromptGroups
-from flow_opd.protocols import Backbone, BatchSource, Scorer, VelocityField
+from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
 from flow_opd.rewards.table import WeightedRewards
 from flow_opd.rollout.walks import Walks
-from flow_opd.stages.assembly import (
-    build_reward,
-    build_walks,
-    fingerprint,
-    load_backbone,
-    load_prompts,
-    lora_settings,
-    prompt_files,
-    reward_files,
+from flow_opd.stages.assembly import build_reward, build_walks, load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, prompt_files, reward_files
+from flow_opd.stages.launch import check_shares, join_processes
+from flow_opd.stages.training import (
+    STUDENT,
+    loop_settings,
+    open_run,
+    record,
+    resume_or_restart,
+    save_student,
+    train,
 )
-from flow_opd.stages.training import STUDENT, open_run, record, resume_or_restart, save_student, train
 from flow_opd.training.seeding import derived_seed, generator
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.training.trainer import Trainer
 
 
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
     """Trains one LoRA on one reward and returns the run folder; the result is in its `adapter`."""
     folder = open_run(settings.run)
-    seed = settings.run.seed
+    processes = join_processes(settings.compute)
+    images = settings.groups_per_round * settings.group_size
+    shard = settings.compute.shard_base
+    check_shares(images // settings.updates_per_round, processes, key="groups_per_round", in_step=shard)
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
     )
-    backbone = load_backbone(settings.base)
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     bank = AdapterBank(backbone)
-    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(seed, "lora"))
+    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
     bank.train(STUDENT)
+    if shard:
+        shard_base(backbone.transformer, processes)
+    groups = PromptGroups(prompts, derived_seed(settings.run.seed, "prompts"), settings.groups_per_round)
     walks = build_walks(
         backbone,
-        PromptGroups(prompts, derived_seed(seed, "prompts"), settings.groups_per_round),
+        encoder,
+        groups,
         settings.sampling,
-        seed=seed,
+        seed=settings.run.seed,
         micro_batch_size=settings.micro_batch_size,
+        processes=processes,
     )
-    source, objective = algorithm_of(
-        settings,
-        policy_of(settings, backbone, bank, STUDENT),
-        policy_of(settings, backbone, bank, None),
-        backbone,
-        walks,
-        scorer,
-    )
+    student = policy_of(settings, backbone, encoder, bank, STUDENT)
+    reference = policy_of(settings, backbone, encoder, bank, None)
+    source, objective = algorithm_of(settings, student, reference, backbone, walks, scorer)
+    files = [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=LoopSettings(
-            rounds=settings.run.rounds,
-            updates_per_round=settings.updates_per_round,
-            optimizer=settings.optimizer,
-            ema=settings.ema,
-            checkpoint=settings.checkpoint,
-        ),
+        settings=loop_settings(settings, settings.updates_per_round),
         folder=folder,
-        identity=fingerprint(
-            settings, settings.base, [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
-        ),
+        processes=processes,
+        identity=fingerprint(settings, settings.base, files),
     )
     resume_or_restart(trainer, resume=resume)
-    record(settings, folder)
+    record(settings, folder, processes)
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
 
-def policy_of(settings: TeacherSettings, backbone: Backbone, bank: Adapters, adapter: str | None) -> Policy:
+def policy_of(
+    settings: TeacherSettings,
+    backbone: Backbone,
+    encoder: PromptEncoder,
+    bank: Adapters,
+    adapter: str | None,
+) -> Policy:
     """Returns the student or (without adapter) the reference."""
-    return Policy(backbone, adapters=bank, adapter=adapter, guidance_scale=settings.sampling.guidance_scale)
+    return Policy(
+        backbone,
+        adapters=bank,
+        adapter=adapter,
+        encoder=encoder,
+        guidance_scale=settings.sampling.guidance_scale,
+        guidance_batching=settings.compute.guidance_batching,
+    )
 
 
 def algorithm_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,15 +12,32 @@ import torch
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings
+from flow_opd.config.distill import DistillSettings
 from flow_opd.config.reader import dump
+from flow_opd.config.sft import SFTSettings
+from flow_opd.config.teacher import TeacherSettings
 from flow_opd.files import write_json
+from flow_opd.processes import ALONE, Processes
 from flow_opd.training.metrics import MetricsLog
 from flow_opd.training.progress import ProgressBar
-from flow_opd.training.trainer import Trainer
+from flow_opd.training.trainer import LoopSettings, Trainer
 
 STUDENT = "student"
 ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
 TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
+
+
+def loop_settings(
+    settings: DistillSettings | SFTSettings | TeacherSettings, updates_per_round: int
+) -> LoopSettings:
+    """Returns how long a stage trains, how it steps and how often it is saved."""
+    return LoopSettings(
+        rounds=settings.run.rounds,
+        updates_per_round=updates_per_round,
+        optimizer=settings.optimizer,
+        ema=settings.ema,
+        checkpoint=settings.checkpoint,
+    )
 
 
 def open_run(run: PlaceSettings) -> Path:
@@ -29,9 +47,10 @@ def open_run(run: PlaceSettings) -> Path:
     return run.out
 
 
-def record(settings: Settings, folder: Path) -> None:
+def record(settings: Settings, folder: Path, processes: Processes = ALONE) -> None:
     """Writes the resolved config.yaml; to be called once everything that can be refused has been built."""
-    dump(settings, folder / "config.yaml")
+    if processes.is_main:
+        dump(settings, folder / "config.yaml")
 
 
 def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
@@ -40,32 +59,35 @@ def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
     Raises:
         CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
     """
+    if not resume and trainer.processes.is_main:
+        shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
+    trainer.processes.wait()
     if resume:
         trainer.resume()
-    else:
-        shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
 
 
 def train(trainer: Trainer, title: str, *, show: Sequence[str], log_every: int = 1) -> None:
     """Trains to the end under a progress bar and a metrics log, from where the trainer stands."""
     done = trainer.progress.step
-    trainer.callbacks += [
-        MetricsLog(trainer.folder / "metrics.jsonl", resume_step=done, every=log_every),
-        ProgressBar(title, total_steps=trainer.settings.total_steps, done=done, show=show),
-    ]
+    if trainer.processes.is_main:
+        trainer.callbacks += [
+            MetricsLog(trainer.folder / "metrics.jsonl", resume_step=done, every=log_every),
+            ProgressBar(title, total_steps=trainer.settings.total_steps, done=done, show=show),
+        ]
     trainer.run()
 
 
 def save_student(trainer: Trainer, bank: AdapterBank, *, base: str) -> Path:
     """Writes the trained adapter (its average, where there is one) as a PEFT folder and returns it."""
     folder = trainer.folder / ADAPTER
-    if trainer.average:
-        with trainer.average.applied():
+    if trainer.processes.is_main:
+        with trainer.average.applied() if trainer.average else nullcontext():
             bank.save(STUDENT, folder, base_model=base)
-    else:
-        bank.save(STUDENT, folder, base_model=base)
-    write_json(
-        trainer.folder / TRAINING,
-        {"seconds": round(trainer.progress.seconds, 1), "steps": trainer.progress.step},
-    )
+        numbers = {
+            "seconds": round(trainer.progress.seconds, 1),
+            "steps": trainer.progress.step,
+            "processes": trainer.processes.count,
+        }
+        write_json(trainer.folder / TRAINING, numbers)
+    trainer.processes.wait()
     return folder

@@ -138,5 +138,11 @@ def restore_optimizer(
     for flat, value in tensors.items():
         name, key = flat.rsplit(":", 1)
         parameter = parameters[name]
-        same_kind = value.shape == parameter.shape
-        optimizer.state[parameter][key] = value.to(parameter.device) if same_kind else value.clone()
+        optimizer.state[parameter][key] = _as_kept(value, parameter)
+
+
+def _as_kept(value: Tensor, parameter: Parameter) -> Tensor | int:
+    """Returns a state as its optimizer keeps it: AdamW's step is a CPU tensor, that of 8 bits an int."""
+    if value.ndim > 0:
+        return value.to(parameter.device)
+    return value.clone() if value.is_floating_point() else int(value)

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.nn import Parameter
 
 from flow_opd.config.common import OptimizerSettings
+from flow_opd.errors import ConfigError, explain
 
 
-def build_optimizer(parameters: Iterable[Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Returns AdamW over `parameters`."""
-    return torch.optim.AdamW(
+def build_optimizer(parameters: Iterable[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Returns AdamW over `parameters`, with moments of 32 or 8 bits.
+
+    Raises:
+        ConfigError: if 8 bits are asked for and bitsandbytes is not installed.
+    """
+    return _adamw(settings.state_bits)(
         list(parameters),
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
+
+
+def _adamw(state_bits: int) -> Callable[..., torch.optim.Optimizer]:
+    if state_bits == 32:
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as absent:
+        raise ConfigError(
+            explain(
+                "moments of 8 bits without the package that keeps them",
+                value=state_bits,
+                allowed="32, or 8 where bitsandbytes is installed",
+                fix="pip install 'flow-opd[8bit]', or set optimizer.state_bits to 32",
+            )
+        ) from absent
+    return AdamW8bit
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:

@@ -19,7 +19,14 @@ class ProgressBar:
     """Shows step, time left and a few metrics; on a pipe it prints a line now and then instead."""
 
     def __init__(
-        self, title: str, *, total_steps: int, done: int = 0, show: Sequence[str] = ("loss",), lines: int = 20
+        self,
+        title: str,
+        *,
+        total_steps: int,
+        done: int = 0,
+        show: Sequence[str] = ("loss",),
+        lines: int = 20,
+        shown: bool = True,
     ) -> None:
         """Draws the bar.
 
@@ -29,12 +36,14 @@ class ProgressBar:
             done: steps that a checkpoint has already seen.
             show: names of the metrics to print, in order; absent ones are skipped.
             lines: how many lines a whole training prints where there is no terminal.
+            shown: False keeps silent, in a process that is not the main one.
         """
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not shown)
         self.title = title
         self.show = list(show)
         self.total = total_steps
         self.every = max(1, total_steps // lines)
+        self.done = done
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -52,7 +61,9 @@ class ProgressBar:
         """Advances the bar."""
         reading = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
         self.bar.update(self.task, completed=step, reading=reading)
-        if not self.console.is_terminal and (step % self.every == 0 or step == self.total):
+        due = step // self.every > self.done // self.every or step == self.total
+        self.done = step
+        if not self.console.is_terminal and due:
             self.console.print(f"{self.title}: step {step}/{self.total}  {reading}", highlight=False)
 
     def rename(self, title: str) -> None:

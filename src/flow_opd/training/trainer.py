@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.errors import CheckpointError, NonFiniteError, explain
+from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Callback, Objective
 from flow_opd.training.checkpoint import (
     CheckpointFolder,
@@ -55,6 +57,7 @@ class Trainer:
         folder: Path,
         identity: str,
         callbacks: Sequence[Callback] = (),
+        processes: Processes = ALONE,
     ) -> None:
         """Builds the optimizer and the average; nothing runs yet.
 
@@ -65,7 +68,8 @@ class Trainer:
             settings: length, optimizer, average, checkpoints.
             folder: the run folder; checkpoints go below it.
             identity: fingerprint of everything that a checkpoint must agree with.
-            callbacks: watchers.
+            callbacks: watchers; only the main process tells them anything.
+            processes: who shares the rows of an update; the main one alone writes checkpoints.
         """
         self.parameters = dict(parameters)
         self.source = source
@@ -74,6 +78,7 @@ class Trainer:
         self.folder = folder
         self.identity = identity
         self.callbacks = list(callbacks)
+        self.processes = processes
         self.progress = Progress()
         self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
         self.average = EMA(self.parameters, settings.ema) if settings.ema else None
@@ -124,7 +129,8 @@ class Trainer:
             self.progress.round += 1
             self.progress.seconds += time.monotonic() - started
             finished = self.progress.round == settings.rounds
-            if finished or time.monotonic() - last_saved >= 60 * settings.checkpoint.every_minutes:
+            due = finished or time.monotonic() - last_saved >= 60 * settings.checkpoint.every_minutes
+            if due and self.processes.is_main:
                 self.save()
                 last_saved = time.monotonic()
         for callback in self.callbacks:
@@ -143,23 +149,13 @@ class Trainer:
     def _update(self, micro_batches: Iterable[Any]) -> None:
         """One optimizer step; gradients are sums over micro-batches, divided once by the total count."""
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        count = 0
-        batch: Any = None
-        for batch in micro_batches:
-            output = self.objective(batch)
-            if not bool(torch.isfinite(output.total)):
-                self._stop_at(batch, "loss")
-            output.total.backward()  # type: ignore[no-untyped-call]
-            count += output.count
-            for name, value in output.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        sums = self._accumulate(micro_batches)
+        gradients = self._gradients()
         assert gradients, "no gradient reached a trained parameter"
-        torch._foreach_div_(gradients, float(count))
+        torch._foreach_div_(gradients, sums.rows)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.optimizer.max_grad_norm)
         if not bool(torch.isfinite(norm)):
-            self._stop_at(batch, "gradient")
+            self._stop("gradient", sums.batch)
         rate = learning_rate(self.settings.optimizer, self.progress.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -167,20 +163,61 @@ class Trainer:
         self.progress.step += 1
         if self.average:
             self.average.update(self.progress.step, last=self.progress.step == self.settings.total_steps)
-        metrics = {name: value / count for name, value in sums.items()}
+        metrics = {name: value / sums.rows for name, value in sums.metrics.items()}
         metrics |= self.source.readings
-        metrics |= {"grad_norm": float(norm), "learning_rate": rate, "rows": float(count)}
+        metrics |= {"grad_norm": float(norm), "learning_rate": rate, "rows": sums.rows}
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
 
-    def _stop_at(self, batch: Any, what: str) -> NoReturn:
+    def _accumulate(self, micro_batches: Iterable[Any]) -> _Sums:
+        """Adds up gradients, metrics and rows over the micro-batches of all processes.
+
+        Raises:
+            NonFiniteError: if a loss is not finite. Every process works to the end of the update first: one
+                that left early would leave the others waiting for it.
+        """
+        metrics: dict[str, float] = {}
+        rows = 0
+        batch: Any = None
+        broken: Any = None
+        for batch in micro_batches:
+            output = self.objective(batch)
+            if broken is None and not bool(torch.isfinite(output.total)):
+                broken = batch
+            output.total.backward()  # type: ignore[no-untyped-call]
+            rows += output.count
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        names = sorted(metrics)
+        numbers = [float(broken is not None), float(rows), *(metrics[name] for name in names)]
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        self.processes.add_up([summed])
+        if summed[0] > 0:
+            self._stop("loss", broken)
+        self.processes.add_up(self._gradients())
+        return _Sums(dict(zip(names, summed[2:].tolist(), strict=True)), float(summed[1]), batch)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def _stop(self, what: str, batch: Any) -> NoReturn:
+        """Ends the training; `batch` is None where another process has the one that broke."""
         step = self.progress.step + 1
-        where = save_batch(batch, self.folder / f"nonfinite-step-{step}.safetensors")
+        file = self.folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
             explain(
                 f"the {what} of step {step} is not finite; the weights are unchanged",
-                value=f"micro-batch saved to {where}",
+                value=f"micro-batch saved {saved}",
                 allowed="finite losses and gradients",
                 fix="look at the saved batch; lower the learning rate or use bfloat16 instead of float16",
             )
         )
+
+
+class _Sums(NamedTuple):
+    """What an update was made of."""
+
+    metrics: Mapping[str, float]  # summed over rows
+    rows: float
+    batch: Any  # the last micro-batch of this process

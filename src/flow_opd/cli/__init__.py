@@ -5,35 +5,17 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 
 from __future__ import annotations
 
-import importlib
+import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from flow_opd.cli_plan import plan
-from flow_opd.console import told_to_the_user
-
-if TYPE_CHECKING:
-    from flow_opd.config.base import Settings
-
-SETTINGS = {
-    "miniature": "flow_opd.config.miniature:MiniatureSettings",
-    "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
-    "teacher": "flow_opd.config.teacher:TeacherSettings",
-    "merge": "flow_opd.config.merge:MergeSettings",
-    "distill": "flow_opd.config.distill:DistillSettings",
-    "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
-    "generate": "flow_opd.config.generate:GenerateSettings",
-    "demo": "flow_opd.config.demo:DemoSettings",
-    "report": "flow_opd.config.demo:ReportSettings",
-}
-"""Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
-MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run_stage
+from flow_opd.cli.plan import plan
+from flow_opd.cli.prompts import prompts as prompts_app
+from flow_opd.cli.release import card, export, publish
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +27,7 @@ app = typer.Typer(
 )
 miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded laboratory: models and prompts.")
 app.add_typer(miniature, name="miniature")
+app.add_typer(prompts_app, name="prompts")
 app.command()(plan)
 
 
@@ -52,39 +35,9 @@ def main() -> None:
     """Runs the command line."""
     # transformers greets every import without torchvision with hints about image processors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # peft imports bitsandbytes where it is installed, which then misses kernels that nobody needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app(prog_name="flow-opd")
-
-
-def _print_keys(context: typer.Context, wanted: bool) -> None:
-    """Prints every key that the command's configuration may hold, and ends."""
-    if not wanted:
-        return
-    from flow_opd.config.describe import describe
-
-    console = Console(highlight=False)
-    name = context.command.name or ""
-    for key in describe(_model(MINIATURE_STAGES.get(name, name))):
-        facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
-        console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
-    raise typer.Exit
-
-
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; repeatable.")
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start anew."),
-]
-Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
-Keys = Annotated[
-    bool,
-    typer.Option("--keys", help="List all settings with their meaning.", is_eager=True, callback=_print_keys),
-]
 
 
 @miniature.command("build")
@@ -100,7 +53,7 @@ def miniature_build(
 
     Example: [cyan]flow-opd miniature build --out runs/miniature[/cyan]
     """
-    _run("miniature", config, overrides, out, resume=resume, check=check)
+    run_stage("miniature", config, overrides, out, resume=resume, check=check)
 
 
 @miniature.command("prompts")
@@ -115,7 +68,7 @@ def miniature_prompts(
 
     Example: [cyan]flow-opd miniature prompts --out data/prompts[/cyan]
     """
-    _run("miniature_prompts", config, overrides, out, resume=False, check=check)
+    run_stage("miniature_prompts", config, overrides, out, resume=False, check=check)
 
 
 @app.command()
@@ -131,7 +84,7 @@ def teacher(
 
     Example: [cyan]flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4[/cyan]
     """
-    _run("teacher", config, overrides, out, resume=resume, check=check)
+    run_stage("teacher", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
@@ -142,7 +95,23 @@ def merge(
 
     Example: [cyan]flow-opd merge asset:configs/merge.yaml --set "method={name: svd, rank: 32}"[/cyan]
     """
-    _run("merge", config, overrides, out, resume=False, check=check)
+    run_stage("merge", config, overrides, out, resume=False, check=check)
+
+
+@app.command()
+def sft(
+    config: Config,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = True,
+    check: Check = False,
+    keys: Keys = False,
+) -> None:
+    """Trains a first student on images that the teachers draw: the cold start that is not a merge.
+
+    Example: [cyan]flow-opd sft asset:configs/sft.yaml --set images_per_prompt=2[/cyan]
+    """
+    run_stage("sft", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
@@ -158,7 +127,7 @@ def distill(
 
     Example: [cyan]flow-opd distill asset:configs/distill.yaml --set anchor.weight=0.04[/cyan]
     """
-    _run("distill", config, overrides, out, resume=resume, check=check)
+    run_stage("distill", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
@@ -174,13 +143,15 @@ def evaluate(
 
     Example: [cyan]flow-opd evaluate asset:configs/evaluate.yaml --set num_steps=20 --out runs/table[/cyan]
     """
-    _run("evaluate", config, overrides, out, resume=resume, check=check)
+    run_stage("evaluate", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, each in quotes.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder or asset:NAME; none: the base.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter: path, asset:NAME or hub id; none: the base.")
+    ] = None,
     base: Annotated[str, typer.Option(help="Pipeline folder, asset:NAME or hub id.")] = "asset:base",
     text_tokens: Annotated[int, typer.Option(help="T5 tokens per prompt; 0 for a base without T5.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 1.0,
@@ -201,7 +172,7 @@ def generate(
         "prompts": prompts,
         "guidance_scale": guidance,
     }
-    _run("generate", values, overrides, None, resume=False, check=check)
+    run_stage("generate", values, overrides, None, resume=False, check=check)
 
 
 @app.command()
@@ -217,7 +188,7 @@ def demo(
 
     Example: [cyan]flow-opd demo --out runs/demo[/cyan]
     """
-    _run("demo", config, overrides, out, resume=resume, check=check)
+    run_stage("demo", config, overrides, out, resume=resume, check=check)
 
 
 @app.command()
@@ -230,48 +201,8 @@ def report(
     Example: [cyan]flow-opd report runs/demo[/cyan]
     """
     values = {"folder": str(folder), "out": None if out is None else str(out)}
-    _run("report", values, None, None, resume=False, check=False)
+    run_stage("report", values, None, None, resume=False, check=False)
 
 
-def _run(
-    stage: str,
-    source: Path | Mapping[str, Any],
-    overrides: list[str] | None,
-    out: Path | None,
-    *,
-    resume: bool,
-    check: bool,
-) -> None:
-    """Reads the settings from a file or from values, and runs the stage with them."""
-    with told_to_the_user():
-        folder = [] if out is None else [_out_assignment(out)]
-        settings = _settings(stage, source, [*(overrides or []), *folder])
-        if check:
-            from flow_opd.config.reader import to_yaml
-
-            typer.echo(to_yaml(settings), nl=False)
-            return
-        result: Path = importlib.import_module(f"flow_opd.stages.{stage}").run(settings, resume=resume)
-        Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
-
-
-def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
-    from flow_opd.config.locations import ASSET, locate
-    from flow_opd.config.reader import from_values, read
-
-    if isinstance(source, Path):
-        file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
-        return read(file, _model(stage), overrides)
-    return from_values(source, _model(stage), overrides)
-
-
-def _model(stage: str) -> type[Settings]:
-    module, name = SETTINGS[stage].split(":")
-    model: type[Settings] = getattr(importlib.import_module(module), name)
-    return model
-
-
-def _out_assignment(out: Path) -> str:
-    # In quotes, since a folder may be called 2026 or null.
-    quoted = str(out).replace("'", "''")
-    return f"run.out='{quoted}'"
+for command in (export, card, publish):
+    app.command()(command)

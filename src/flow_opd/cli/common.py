@@ -1,0 +1,113 @@
+"""What the commands share: their options, and the way from words to a stage that runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flow_opd.console import told_to_the_user
+
+if TYPE_CHECKING:
+    from flow_opd.config.base import Settings
+
+SETTINGS = {
+    "miniature": "flow_opd.config.miniature:MiniatureSettings",
+    "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
+    "teacher": "flow_opd.config.teacher:TeacherSettings",
+    "merge": "flow_opd.config.merge:MergeSettings",
+    "sft": "flow_opd.config.sft:SFTSettings",
+    "distill": "flow_opd.config.distill:DistillSettings",
+    "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
+    "generate": "flow_opd.config.generate:GenerateSettings",
+    "demo": "flow_opd.config.demo:DemoSettings",
+    "report": "flow_opd.config.demo:ReportSettings",
+    "export": "flow_opd.config.export:ExportSettings",
+    "card": "flow_opd.config.release:CardSettings",
+    "publish": "flow_opd.config.release:PublishSettings",
+}
+"""Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
+MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+
+
+def _print_keys(context: typer.Context, wanted: bool) -> None:
+    """Prints every key that the command's configuration may hold, and ends."""
+    if not wanted:
+        return
+    from flow_opd.config.describe import describe
+
+    console = Console(highlight=False)
+    name = context.command.name or ""
+    for key in describe(_model(MINIATURE_STAGES.get(name, name))):
+        facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
+        console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
+    raise typer.Exit
+
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; repeatable.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start anew."),
+]
+Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
+Keys = Annotated[
+    bool,
+    typer.Option("--keys", help="List all settings with their meaning.", is_eager=True, callback=_print_keys),
+]
+
+
+def run_stage(
+    stage: str,
+    source: Path | Mapping[str, Any],
+    overrides: list[str] | None,
+    out: Path | None,
+    *,
+    resume: bool,
+    check: bool,
+) -> None:
+    """Reads the settings from a file or from values, and runs the stage with them."""
+    with told_to_the_user():
+        folder = [] if out is None else [_out_assignment(out)]
+        settings = _settings(stage, source, [*(overrides or []), *folder])
+        if check:
+            from flow_opd.config.reader import to_yaml
+
+            typer.echo(to_yaml(settings), nl=False)
+            return
+        result: Path = importlib.import_module(f"flow_opd.stages.{stage}").run(settings, resume=resume)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher has started
+            Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
+
+
+def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
+    from flow_opd.config.locations import ASSET, locate
+    from flow_opd.config.reader import from_values, read
+
+    if isinstance(source, Path):
+        file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
+        return read(file, _model(stage), overrides)
+    return from_values(source, _model(stage), overrides)
+
+
+def _model(stage: str) -> type[Settings]:
+    module, name = SETTINGS[stage].split(":")
+    model: type[Settings] = getattr(importlib.import_module(module), name)
+    return model
+
+
+def _out_assignment(out: Path) -> str:
+    # In quotes, since a folder may be called 2026 or null.
+    quoted = str(out).replace("'", "''")
+    return f"run.out='{quoted}'"

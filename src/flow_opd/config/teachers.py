@@ -1,0 +1,59 @@
+"""Settings of the experts that a student learns from, each on the tasks that are routed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from flow_opd.config.base import Name, Problem, Settings
+from flow_opd.config.common import duplicates
+
+RESERVED_NAMES = ("student", "anchor", "default")  # adapters that stand beside the teachers in one base
+
+
+class RoutedTeacherSettings(Settings):
+    """A frozen expert and the tasks that are routed to it."""
+
+    name: Name
+    """Name of the teacher in logs and tables."""
+    tasks: tuple[Name, ...]
+    """Tasks whose prompts this teacher answers for."""
+    adapter: Name
+    """Adapter folder or 'asset:NAME'."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
+
+
+def teachers_by_task(teachers: Sequence[RoutedTeacherSettings]) -> dict[str, str]:
+    """Returns task -> name of its teacher."""
+    return {task: teacher.name for teacher in teachers for task in teacher.tasks}
+
+
+def teacher_problems(teachers: Sequence[RoutedTeacherSettings]) -> list[Problem]:
+    """Returns what is wrong with a list under the key 'teachers': names, and tasks that are not one's own."""
+    problems: list[Problem] = []
+    owner: dict[str, str] = {}
+    for index, teacher in enumerate(teachers):
+        at = ("teachers", index)
+        if teacher.name in RESERVED_NAMES:
+            allowed = f"any name but {', '.join(RESERVED_NAMES)}"
+            problems.append(Problem((*at, "name"), "a reserved name", teacher.name, allowed, "rename it"))
+        if not teacher.tasks:
+            what = f"teacher {teacher.name!r} has no tasks"
+            problems.append(
+                Problem((*at, "tasks"), what, [], "one task or more", "add its tasks or remove it")
+            )
+        for task in teacher.tasks:
+            if task in owner:
+                what = f"task {task!r} has two teachers"
+                allowed, fix = "one teacher for each task", "take the task from one of them"
+                problems.append(Problem((*at, "tasks"), what, [owner[task], teacher.name], allowed, fix))
+            owner.setdefault(task, teacher.name)
+    return problems + [
+        Problem(
+            ("teachers", index, "name"), "two teachers with one name", name, "distinct names", "rename one"
+        )
+        for index, name in duplicates([teacher.name for teacher in teachers])
+    ]

@@ -1,0 +1,79 @@
+"""The settings of a training in the words of a model card."""
+
+from __future__ import annotations
+
+from flow_opd.config.common import OptimizerSettings, SamplingSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.teacher import TeacherSettings
+
+
+def recipe(settings: DistillSettings | TeacherSettings) -> list[tuple[str, str]]:
+    """Returns what decides the result of a training, as (name, value), in the order of a table."""
+    ema = settings.ema
+    return [
+        *(_distillation(settings) if isinstance(settings, DistillSettings) else _flow_grpo(settings)),
+        ("sampling in training", _sampling(settings.sampling)),
+        ("optimizer", _optimizer(settings.optimizer)),
+        (
+            "average of the weights",
+            "none" if ema is None else f"decay {ema.decay:g}, every {ema.every} updates",
+        ),
+        ("number format of the base", settings.base.dtype),
+        ("seed", str(settings.run.seed)),
+    ]
+
+
+def method(settings: DistillSettings | TeacherSettings) -> str:
+    """Returns how the adapter was trained, in one sentence."""
+    if isinstance(settings, DistillSettings):
+        count = len(settings.teachers)
+        teachers = "one teacher" if count == 1 else f"{count} teachers"
+        anchored = " with a quality anchor on every prompt (MAR)" if settings.anchor else ""
+        return f"Multi-teacher on-policy distillation (Flow-OPD) of {teachers}{anchored}."
+    rewards = ", ".join(reward.name for reward in settings.rewards)
+    return f"Flow-GRPO on the reward {rewards}."
+
+
+def _distillation(settings: DistillSettings) -> list[tuple[str, str]]:
+    anchor, start = settings.anchor, settings.cold_start
+    if start is None:
+        begins = "fresh adapter"
+    elif start.merge is not None:
+        begins = f"merge of the teachers ({start.merge.name})"
+    else:
+        begins = str(start.adapter)
+    return [
+        ("objective", settings.objective.name),
+        ("anchor", f"{anchor.teacher or anchor.adapter}, weight {anchor.weight:g}" if anchor else "none"),
+        ("cold start", begins),
+        ("rounds", f"{settings.run.rounds} of {settings.prompts_per_round} prompts"),
+    ]
+
+
+def _flow_grpo(settings: TeacherSettings) -> list[tuple[str, str]]:
+    return [
+        ("rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in settings.rewards)),
+        (
+            "rounds",
+            f"{settings.run.rounds} of {settings.groups_per_round} x {settings.group_size} images",
+        ),
+        ("clip range", f"{settings.clip_range:g}"),
+        ("KL to the base", f"{settings.kl_weight:g}"),
+    ]
+
+
+def _sampling(sampling: SamplingSettings) -> str:
+    text = f"{sampling.num_steps} steps, {sampling.dynamics}"
+    if sampling.dynamics != "ode":
+        first, stop = sampling.stochastic_range()
+        text += f" with noise level {sampling.noise_level:g} in steps {first} to {stop - 1}"
+    return f"{text}, guidance {sampling.guidance_scale:g}"
+
+
+def _optimizer(optimizer: OptimizerSettings) -> str:
+    first, second = optimizer.betas
+    return (
+        f"AdamW, learning rate {optimizer.learning_rate:g}, {optimizer.decay} after {optimizer.warmup_steps} "
+        f"steps of warm-up, betas {first:g} and {second:g}, weight decay {optimizer.weight_decay:g}, "
+        f"gradient norm up to {optimizer.max_grad_norm:g}"
+    )

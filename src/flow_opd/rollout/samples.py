@@ -1,0 +1,177 @@
+"""Clean latents that the teachers have drawn once, kept on disk, and looked up from then on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Generator, Tensor
+
+from flow_opd.errors import NonFiniteError, explain
+from flow_opd.files import sha256, write_bytes
+from flow_opd.processes import ALONE, Processes
+from flow_opd.protocols import PromptEncoder, VelocityField
+from flow_opd.rollout.sampler import generate_latents, micro_rows
+from flow_opd.types import Prompt
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn: by whom, from which noise, along which noise levels."""
+
+    field: VelocityField  # the routed teachers
+    encoder: PromptEncoder
+    latent_shape: tuple[int, int, int]  # C, H, W
+    sigmas: Tensor  # [T + 1], descending; the steps of the ODE
+    seeder: Callable[[int, int], Generator]  # (prompt, image of the prompt) -> generator of its noise
+    batch_size: int  # images of one forward pass
+    in_step: bool = False  # whether all processes must call the field equally often
+
+
+class TeacherSamples:
+    """x0 of each prompt's images, in shards below one folder, for one identity of teachers and prompts.
+
+    Images are numbered: image n of prompt p is row p * images_per_prompt + n. The rows are sorted by task, so
+    that a batch asks few teachers, and cut into shards once and for all: a shard has the same bytes whoever
+    makes it, in whatever order. It holds `x0` [N, C, H, W], float32, has its number in its header, and is
+    named by the hash of its bytes: a damaged shard does not have its name's hash, and is made again. Shards
+    are written whole or not at all, so filling goes on where it was killed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        prompts: Sequence[Prompt],
+        *,
+        images_per_prompt: int = 1,
+        shard_size: int = 256,
+    ) -> None:
+        """Numbers the images; nothing is read or written yet.
+
+        Args:
+            folder: of all samples; these have a sub-folder of their own.
+            identity: of everything that decides an image: teachers, prompts, steps, seed.
+            prompts: of all tasks.
+            images_per_prompt: from different noise.
+            shard_size: images of one file; 256 of Stable Diffusion 3.5 at 512 pixels are 67 MB.
+        """
+        self.folder = folder / identity
+        self.prompts = tuple(prompts)
+        self.images_per_prompt = images_per_prompt
+        self.shard_size = shard_size
+        order = sorted(range(len(self)), key=lambda row: self.prompt(row).task)
+        self._plan = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
+        self._place = {row: place for place, row in enumerate(order)}
+        self._shards: dict[int, Path] = {}
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.images_per_prompt
+
+    def prompt(self, row: int) -> Prompt:
+        """Returns the prompt of an image."""
+        return self.prompts[row // self.images_per_prompt]
+
+    def x0(self, rows: Sequence[int]) -> Tensor:
+        """Returns the clean latents of images, [N, C, H, W], float32; they must have been drawn."""
+        return torch.stack([self._read(*divmod(self._place[row], self.shard_size)) for row in rows])
+
+    def fill(
+        self,
+        drawing: Drawing,
+        *,
+        processes: Processes = ALONE,
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Checks what is there, throws away what is damaged, and draws what is missing.
+
+        Args:
+            drawing: of the identity that the samples have.
+            processes: who shares the work, shard by shard; all see the same folder.
+            on_images: called at the start and after each batch with the number of images that there are,
+                as far as this process can tell: the others are taken to be as fast.
+
+        Raises:
+            NonFiniteError: if a teacher draws something that is not finite; its shard is not written.
+        """
+        self._check(processes)
+        missing = [shard for shard in range(len(self._plan)) if shard not in self._shards]
+        own = [missing[row] for row in processes.rows(len(missing))]
+        if drawing.in_step:  # who has no shard left makes the last one too: the same bytes, the same name
+            own += missing[-1:] * (-(-len(missing) // processes.count) - len(own))
+        there, drawn = len(self) - sum(len(self._plan[shard]) for shard in missing), 0
+        on_images(there)
+        for shard in own:
+            parts = []
+            for rows in self._batches(shard, drawing):
+                # A process in step draws an image for nothing where the others have a batch and it has none.
+                parts.append(self._draw(rows or self._plan[shard][:1], drawing)[: len(rows)])
+                drawn += len(rows)
+                on_images(min(there + drawn * processes.count, len(self)))
+            content = save({"x0": torch.cat(parts)}, metadata={"shard": str(shard)})
+            write_bytes(self.folder / f"{hashlib.sha256(content).hexdigest()}{SUFFIX}", content)
+        processes.wait()
+        self._scan()
+
+    def _check(self, processes: Processes) -> None:
+        """Removes shards without the hash of their name, and what a kill in the middle of a write left."""
+        files = sorted(self.folder.glob(f"*{SUFFIX}"))
+        processes.wait()  # until all have seen the same files
+        for file in [files[row] for row in processes.rows(len(files))]:
+            if sha256(file) != file.stem:
+                file.unlink()
+        if processes.is_main:
+            for leftover in self.folder.glob(".tmp-*"):
+                leftover.unlink()
+        processes.wait()
+        self._scan()
+
+    def _scan(self) -> None:
+        """Finds out which shards are there, by their headers."""
+        self._shards, self._open = {}, {}
+        for file in self.folder.glob(f"*{SUFFIX}"):
+            with safe_open(file, framework="pt") as reader:
+                self._shards[int(reader.metadata()["shard"])] = file
+
+    def _batches(self, shard: int, drawing: Drawing) -> Iterator[list[int]]:
+        """Yields the images of a shard in batches; in step every shard has as many, the last ones empty."""
+        rows = self._plan[shard]
+        for part in micro_rows(len(self._plan[0] if drawing.in_step else rows), drawing.batch_size):
+            yield rows[part.start : part.stop]
+
+    def _draw(self, rows: Sequence[int], drawing: Drawing) -> Tensor:
+        prompts = [self.prompt(row) for row in rows]
+        with torch.no_grad():
+            conditioning = drawing.encoder.encode_prompts(prompts)
+        x0 = generate_latents(
+            drawing.field,
+            conditioning,
+            latent_shape=drawing.latent_shape,
+            sigmas=drawing.sigmas,
+            generators=[drawing.seeder(*divmod(row, self.images_per_prompt)) for row in rows],
+        )
+        for prompt, latents in zip(prompts, x0, strict=True):
+            if not bool(torch.isfinite(latents).all()):
+                raise NonFiniteError(
+                    explain(
+                        f"the teacher of task {prompt.task!r} draws something that is not finite",
+                        value=prompt.text,
+                        allowed="finite latents",
+                        fix="use bfloat16 or float32 instead of float16, and look at this teacher's adapter",
+                    )
+                )
+        return x0
+
+    def _read(self, shard: int, at: int) -> Tensor:
+        if shard not in self._open:
+            self._open[shard] = safe_open(self._shards[shard], framework="pt")
+        return self._open[shard].get_slice("x0")[at]

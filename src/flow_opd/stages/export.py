@@ -1,0 +1,198 @@
+"""Writes an adapter for another tool; the files stay only if that tool's loader gives our velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.formats import COMFYUI_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.verification import by_comfyui, by_diffusers, by_peft, fuse
+from flow_opd.backbones.loading import load_backbone
+from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.quiet import quiet_loading
+from flow_opd.config.common import BaseModelSettings, ComputeSettings
+from flow_opd.config.export import ExportSettings
+from flow_opd.config.locations import hub_id
+from flow_opd.errors import AdapterError, ConfigError, explain
+from flow_opd.files import atomic_folder
+from flow_opd.stages.adapters import adapter_of, base_for, load_lora
+from flow_opd.types import Conditioning
+
+TRANSFORMER = "transformer"  # folder of the fused weights, as in a diffusers pipeline
+SIGMAS = (1.0, 0.6, 0.2)  # where velocities are compared
+LARGEST_SIDE = 32  # of the latents that they are compared on
+TEXT_TOKENS = 8
+
+# How much of the adapter's own effect the two may differ by. In half precision a folded weight is rounded
+# once more than a sum of two products; no effect at all is 1, a halved alpha .5.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+
+
+def run(settings: ExportSettings, *, resume: bool) -> Path:
+    """Writes the adapter, checks it, and returns the folder; without the check's consent there is none.
+
+    Raises:
+        AdapterError: if the written files act otherwise than the adapter, or the adapter has no effect.
+    """
+    _refuse_occupied(settings.out)
+    base = settings.base or base_for(settings.source, alpha=settings.alpha)
+    lora = load_lora(adapter_of(settings.source), base, key="RUN", alpha=settings.alpha)
+    expected = _expected(base, lora)
+    with atomic_folder(settings.out) as staging:
+        WRITERS[settings.format](lora, staging, base)
+        _compare(
+            settings.format, expected, base, lambda backbone: LOADERS[settings.format](backbone, staging)
+        )
+        if settings.fused:
+            _write_fused(lora, staging, base)
+            _compare("fused weights", expected, base, lambda backbone: _reload_fused(backbone, staging))
+    return settings.out
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Where velocities are compared, and what they are with and without the adapter."""
+
+    latents: Tensor  # [M, C, H, W]
+    sigma: Tensor  # [M]
+    conditioning: Conditioning  # M rows
+    bare: Tensor  # [M, C, H, W]
+    changed: Tensor  # [M, C, H, W]
+
+    @property
+    def effect(self) -> float:
+        """The largest change of a velocity by the adapter."""
+        return float((self.changed - self.bare).abs().max())
+
+
+def _write_peft(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> None:
+    lora.write(folder, base.path if hub_id(base.path) else None)
+
+
+def _write_diffusers(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> None:
+    write_diffusers(lora, folder)
+
+
+def _write_comfyui(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> None:
+    write_comfyui(lora, folder)
+
+
+def _load_peft(backbone: DiffusersBackbone, folder: Path) -> None:
+    backbone.transformer = by_peft(backbone.transformer, folder)
+
+
+def _load_diffusers(backbone: DiffusersBackbone, folder: Path) -> None:
+    backbone.transformer = by_diffusers(backbone.pipe, folder)
+
+
+def _load_comfyui(backbone: DiffusersBackbone, folder: Path) -> None:
+    backbone.transformer = by_comfyui(backbone.transformer, folder / COMFYUI_FILE)
+
+
+WRITERS: dict[str, Callable[[LoraWeights, Path, BaseModelSettings], None]] = {
+    "peft": _write_peft,
+    "diffusers": _write_diffusers,
+    "comfyui": _write_comfyui,
+}
+LOADERS: dict[str, Callable[[DiffusersBackbone, Path], None]] = {
+    "peft": _load_peft,
+    "diffusers": _load_diffusers,
+    "comfyui": _load_comfyui,
+}
+
+
+def _write_fused(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> None:
+    transformer = load_backbone(base, ComputeSettings()).pipe.transformer
+    fuse(transformer, lora)
+    transformer.save_pretrained(folder / TRANSFORMER)
+
+
+def _reload_fused(backbone: DiffusersBackbone, folder: Path) -> None:
+    model = type(backbone.pipe.transformer)
+    loaded = model.from_pretrained(folder / TRANSFORMER, torch_dtype=backbone.dtype)
+    backbone.transformer = loaded.to(backbone.device).eval()
+
+
+def _expected(base: BaseModelSettings, lora: LoraWeights) -> Expected:
+    """Returns the velocities of our own bank on random latents and texts."""
+    backbone = load_backbone(base, ComputeSettings())
+    config = backbone.pipe.transformer.config
+    draw = torch.Generator().manual_seed(0)
+    channels, height, width = backbone.latent_shape
+    count = len(SIGMAS)
+    latents = torch.randn(
+        count, channels, min(height, LARGEST_SIDE), min(width, LARGEST_SIDE), generator=draw
+    )
+    sigma = torch.tensor(SIGMAS)
+    conditioning = Conditioning(
+        torch.randn(count, TEXT_TOKENS, config.joint_attention_dim, generator=draw),
+        torch.randn(count, config.pooled_projection_dim, generator=draw),
+        ("",) * count,
+    )
+    bank = AdapterBank(backbone)
+    bank.put("exported", lora)
+    with torch.no_grad():
+        bare = backbone.velocity(latents, sigma, conditioning)
+        with bank.using("exported"):
+            changed = backbone.velocity(latents, sigma, conditioning)
+    expected = Expected(latents, sigma, conditioning, bare, changed)
+    if expected.effect == 0:
+        raise AdapterError(
+            explain(
+                "an adapter without any effect on this base",
+                value=base.path,
+                allowed="an adapter that changes velocities; without a change nothing can be verified",
+                fix="export a trained adapter",
+            )
+        )
+    return expected
+
+
+def _compare(
+    what: str, expected: Expected, base: BaseModelSettings, load: Callable[[DiffusersBackbone], None]
+) -> None:
+    """Loads onto a fresh base and prints the largest difference of a velocity.
+
+    Raises:
+        AdapterError: if it is more than the tolerated share of the adapter's own effect.
+    """
+    backbone = load_backbone(base, ComputeSettings())
+    with quiet_loading(), torch.no_grad():
+        load(backbone)
+        found = backbone.velocity(expected.latents, expected.sigma, expected.conditioning)
+    difference = float((found - expected.changed).abs().max())
+    effect = expected.effect
+    Console(stderr=True).print(
+        f"{what}: loaded again, largest velocity difference {difference:.2e} "
+        f"(the adapter changes velocities by up to {effect:.2e})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not difference <= TOLERANCE[base.dtype] * effect:
+        raise AdapterError(
+            explain(
+                f"the {what} export does not act as the adapter does, so its files were removed",
+                value=f"largest velocity difference {difference:.2e}, effect of the adapter {effect:.2e}",
+                allowed=f"a difference of {TOLERANCE[base.dtype]:g} of the effect",
+                fix="check with base.dtype=float32 first; if that fails too, it is a bug of the export",
+            )
+        )
+
+
+def _refuse_occupied(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            explain(
+                "the folder of an export exists already",
+                value=str(out),
+                allowed="a new or empty folder",
+                fix="choose another --out, or remove the old export",
+            )
+        )

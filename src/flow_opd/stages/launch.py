@@ -1,0 +1,72 @@
+"""Joins the processes that a launcher has started for one run."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+
+from flow_opd.config.common import ComputeSettings
+from flow_opd.errors import ConfigError, explain
+from flow_opd.processes import ALONE, Processes
+
+TIMEOUT = timedelta(minutes=60)  # how long a process waits for the others, an evaluation's rewards included
+
+
+def join_processes(compute: ComputeSettings) -> Processes:
+    """Returns who this process is, once the others that `accelerate launch` or `torchrun` started are there.
+
+    Raises:
+        ConfigError: if several processes are to share one device that was named.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    if compute.device not in ("auto", "cpu"):
+        raise ConfigError(
+            explain(
+                "one device for several processes",
+                value=compute.device,
+                allowed="'auto', which gives each process an accelerator of its own, or 'cpu'",
+                fix="leave compute.device out",
+            )
+        )
+    cpu = compute.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=TIMEOUT)
+    atexit.register(state.destroy_process_group)  # an open group can abort a process that is done
+    device = "cpu" if state.device.type == "cpu" else str(state.device)
+    return Processes(state.process_index, state.num_processes, device)
+
+
+def check_shares(rows: int, processes: Processes, *, key: str, in_step: bool) -> None:
+    """Passes if every process gets a row of each update.
+
+    Args:
+        rows: trajectories of the smallest update.
+        processes: who shares them.
+        key: the setting that decides how many there are.
+        in_step: whether all processes need equally many, as they do with a sharded base.
+
+    Raises:
+        ConfigError: if there are fewer rows than processes, or unequal shares.
+    """
+    if in_step and rows % processes.count:
+        raise ConfigError(
+            explain(
+                "unequal shares of an update, while the processes share a sharded base",
+                value=f"{processes.count} processes, {rows} trajectories",
+                allowed=f"a multiple of {processes.count} trajectories",
+                fix=f"change {key}, or set compute.shard_base to false",
+            )
+        )
+    if rows < processes.count:
+        raise ConfigError(
+            explain(
+                "more processes than trajectories in an update",
+                value=f"{processes.count} processes, {rows} trajectories",
+                allowed=f"up to {rows} processes",
+                fix=f"raise {key}, or start fewer processes",
+            )
+        )

@@ -1,0 +1,162 @@
+"""SFT cold start: the routed teachers draw every prompt once, and the student learns their images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import Generator, Tensor
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.sharding import shard_base
+from flow_opd.algorithms.sft import sft_cold_start
+from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
+from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
+from flow_opd.policies.policy import Policy
+from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.processes import Processes
+from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.routing import HardRouter, check_routes
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
+from flow_opd.rollout.sample_batches import Lessons
+from flow_opd.rollout.samples import Drawing, TeacherSamples
+from flow_opd.stages.adapters import files_of, load_lora
+from flow_opd.stages.assembly import load_backbone, load_prompts, lora_settings
+from flow_opd.stages.encoding import encode_beforehand
+from flow_opd.stages.identity import fingerprint, hashed, prompt_files
+from flow_opd.stages.launch import check_shares, join_processes
+from flow_opd.stages.training import (
+    STUDENT,
+    loop_settings,
+    open_run,
+    record,
+    resume_or_restart,
+    save_student,
+    train,
+)
+from flow_opd.training.progress import ProgressBar
+from flow_opd.training.seeding import derived_seed, generator
+from flow_opd.training.trainer import Trainer
+from flow_opd.types import Prompt
+
+SAMPLES = "samples"  # folder of the teachers' images, below the run folder
+
+
+def run(settings: SFTSettings, *, resume: bool) -> Path:
+    """Trains a LoRA on its teachers' images and returns the run folder; the result is in its `adapter`.
+
+    The images stay in `samples`, for a training that goes on or starts anew.
+    """
+    folder = open_run(settings.run)
+    processes = join_processes(settings.compute)
+    shard = settings.compute.shard_base
+    check_shares(settings.batch_size, processes, key="batch_size", in_step=shard)
+    prompts = load_prompts(settings.prompts)
+    check_routes(prompts, settings.teacher_of_task())
+    backbone = load_backbone(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
+    backbone.free_vae()
+    bank = _bank(settings, backbone)
+    if shard:
+        shard_base(backbone.transformer, processes)
+    files = _files(settings)
+    samples = TeacherSamples(
+        folder / SAMPLES,
+        _samples_identity(settings, files),
+        prompts,
+        images_per_prompt=settings.images_per_prompt,
+    )
+    student = Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=1.0)
+    source, objective = sft_cold_start(student, encoder, samples, _lessons(settings, prompts, processes))
+    trainer = Trainer(
+        parameters=bank.parameters(STUDENT),
+        source=source,
+        objective=objective,
+        settings=loop_settings(settings, updates_per_round=1),
+        folder=folder,
+        processes=processes,
+        identity=fingerprint(settings, settings.base, files),
+    )
+    resume_or_restart(trainer, resume=resume)
+    record(settings, folder, processes)
+    if trainer.progress.round < settings.run.rounds:
+        _draw(settings, samples, backbone, encoder, bank, processes)
+    train(trainer, "SFT cold start", show=("loss",))
+    save_student(trainer, bank, base=settings.base.path)
+    return folder
+
+
+def _bank(settings: SFTSettings, backbone: LoadedBackbone) -> AdapterBank:
+    """Returns one base with the teachers and a fresh student."""
+    bank = AdapterBank(backbone)
+    for teacher in settings.teachers:
+        bank.put(teacher.name, load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
+    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
+    bank.train(STUDENT)
+    return bank
+
+
+def _files(settings: SFTSettings) -> list[Path]:
+    """Returns the files that the numbers of the training depend on."""
+    adapters = [
+        file
+        for teacher in settings.teachers
+        for file in files_of(teacher.adapter, settings.base, key="teachers.adapter")
+    ]
+    return [*prompt_files(settings.prompts), *adapters]
+
+
+def _samples_identity(settings: SFTSettings, files: list[Path]) -> str:
+    """Returns a hash of what decides the images: other training settings may share them."""
+    deciding = {"base", "teachers", "prompts", "images_per_prompt", "num_steps"}
+    relevant = settings.model_dump(mode="json", include=deciding)
+    return hashed({**relevant, "seed": settings.run.seed}, settings.base, files)
+
+
+def _draw(
+    settings: SFTSettings,
+    samples: TeacherSamples,
+    backbone: Backbone,
+    encoder: PromptEncoder,
+    bank: AdapterBank,
+    processes: Processes,
+) -> None:
+    """Lets the teachers draw what is missing, under a progress bar."""
+    in_step = settings.compute.shard_base
+    batching = settings.compute.guidance_batching
+    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
+    teachers = {
+        each.name: policy(adapter=each.name, guidance_scale=each.guidance_scale) for each in settings.teachers
+    }
+    drawing = Drawing(
+        field=RoutedTeachers(teachers, HardRouter(settings.teacher_of_task()), in_step=in_step),
+        encoder=encoder,
+        latent_shape=backbone.latent_shape,
+        sigmas=backbone.sigmas(settings.num_steps),
+        seeder=lambda prompt, image: generator(settings.run.seed, "sample", prompt, image),
+        batch_size=settings.sample_batch_size,
+        in_step=in_step,
+    )
+    bar = ProgressBar("teachers' images", total_steps=len(samples), show=(), shown=processes.is_main)
+    samples.fill(drawing, processes=processes, on_images=lambda count: bar.on_update(count, {}))
+    bar.on_end()
+
+
+def _lessons(settings: SFTSettings, prompts: list[Prompt], processes: Processes) -> Lessons:
+    """Returns what a round trains on: all tasks alike, every image of a task once before any comes again."""
+    seed = settings.run.seed
+    of_images = [prompt for prompt in prompts for _ in range(settings.images_per_prompt)]
+    return Lessons(
+        images_of_round=PromptGroups(of_images, derived_seed(seed, "prompts"), settings.batch_size).rows,
+        seeder=lambda index, row: generator(seed, "sft", index, row),
+        draw_sigmas=lambda count, draw: _sigmas(settings.sigmas, count, draw),
+        caption_dropout=settings.caption_dropout,
+        micro_batch_size=settings.micro_batch_size,
+        processes=processes,
+    )
+
+
+def _sigmas(spec: SigmasSpec, count: int, draw: Generator) -> Tensor:
+    if isinstance(spec, LogitNormalSigmas):
+        return logit_normal_sigmas(count, generator=draw)
+    return shifted_uniform_sigmas(count, shift=spec.shift, generator=draw)

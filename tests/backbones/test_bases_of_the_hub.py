@@ -1,0 +1,162 @@
+"""Bases of the hub: a real download from a hub of our own, and what is said when there is none."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from fake_hub import serve_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from flow_opd.backbones.loading import load_backbone
+from flow_opd.config.common import BaseModelSettings, ComputeSettings
+from flow_opd.errors import ConfigError
+from tiny_pipelines import tiny_sd3
+
+SCRIPT = Path(__file__).with_name("load_from_hub.py")
+UNROUTABLE = "http://127.0.0.1:9"
+
+
+def load_elsewhere(address: str, home: Path, cases: list[dict[str, Any]]) -> list[Any]:
+    """Returns what came of loading each base section in a process whose hub is at `address`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), json.dumps([{"max_sequence_length": 6, **case} for case in cases])],
+        env={**kept, "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    told: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str], Path]:
+    """What came of each case, the files that the hub gave out, and the home with the cache, filled."""
+    root = tmp_path_factory.mktemp("hub")
+    tiny_sd3(t5=True).save_pretrained(root / "base")
+    shutil.copytree(root / "base", root / "half")
+    (root / "half" / "model_index.json").unlink()
+    cases: dict[str, dict[str, Any]] = {
+        "without T5": {"path": "owner/base", "t5": False},
+        "again, offline": {"path": "owner/base", "t5": False, "offline": True},
+        "T5 offline": {"path": "owner/base", "offline": True},
+        "with T5": {"path": "owner/base"},
+        "with T5, offline": {"path": "owner/base", "offline": True, "resolution": 12},
+        "never downloaded": {"path": "owner/other", "offline": True},
+        "unknown": {"path": "owner/none"},
+        "gated": {"path": "owner/gated"},
+        "wrong revision": {"path": "owner/base", "revision": "v9"},
+        "no index": {"path": "owner/half"},
+        "broken": {"path": "owner/broken"},
+    }
+    refused = {"owner/gated": (401, "GatedRepo"), "owner/broken": (500, "")}
+    repositories = {"owner/base": root / "base", "owner/half": root / "half"}
+    with serve_hub(repositories, refused) as (address, given):
+        told = load_elsewhere(address, root / "home", list(cases.values()))
+    return dict(zip(cases, told, strict=True)), given, root / "home"
+
+
+def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(session: Any) -> None:
+    told, given, _ = session
+    assert told["without T5"] == told["again, offline"] == told["with T5"] == [8]
+    assert told["with T5, offline"] == [12]
+    assert "base.offline forbids to ask the hub" in told["T5 offline"]  # it had not come along
+    assert len(set(given)) == len(given)
+    assert {"text_encoder_3/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"} <= set(
+        given
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("never downloaded", ["base.offline forbids", "'owner/other'", "run `hf download owner/other` once"]),
+        (
+            "unknown",
+            ["knows no such base", "'owner/none'", "correct base.path", "`hf auth login`", "HF_TOKEN"],
+        ),
+        (
+            "gated",
+            ["accept its licence", "'owner/gated'", "/owner/gated, then run `hf auth login`", "HF_TOKEN"],
+        ),
+        ("wrong revision", ["no such revision of owner/base", "'v9'", "correct base.revision"]),
+        ("no index", ["lacks a file (404", "'owner/half'", "a model_index.json"]),
+        ("broken", ["answered with an error (Server error '500", "'owner/broken'", "try again later"]),
+    ],
+)
+def test_a_refusal_of_the_hub_says_what_to_do(session: Any, case: str, parts: list[str]) -> None:
+    message = session[0][case]
+    assert isinstance(message, str), message
+    for part in [*parts, "Allowed: ", "To fix: "]:
+        assert part in message
+
+
+def test_a_hub_that_cannot_be_reached(session: Any) -> None:
+    cases = [{"path": "owner/new"}, {"path": "owner/base"}]
+    unreachable, cached = load_elsewhere(UNROUTABLE, session[2], cases)
+    assert (
+        f"the hub at {UNROUTABLE} cannot be reached, and the base is not on this machine: 'owner/new'"
+        in unreachable
+    )
+    assert "check the network, its proxy (HTTPS_PROXY) and HF_ENDPOINT" in unreachable
+    assert cached == [8]  # what was downloaded before needs no hub
+
+
+def full_disk() -> Exception:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_inside() -> Exception:
+    error = RuntimeError("Data processing error: CAS service error")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+def full_disk_in_words() -> Exception:
+    return RuntimeError("IO Error: No space left on device (os error 28)")
+
+
+def offline_mode() -> Exception:
+    return OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled.")
+
+
+def not_cached() -> Exception:
+    return LocalEntryNotFoundError("Cannot find the requested files in the disk cache")
+
+
+@pytest.mark.parametrize(
+    ("raised", "parts"),
+    [
+        (full_disk, ["the disk is full: owner/base", repr(constants.HF_HUB_CACHE), "HF_HOME"]),
+        (full_disk_inside, ["the disk is full: owner/base", "start again: finished files are kept"]),
+        (full_disk_in_words, ["the disk is full: owner/base"]),
+        (offline_mode, ["HF_HUB_OFFLINE forbids to ask the hub: 'owner/base'", "unset HF_HUB_OFFLINE"]),
+        (not_cached, ["HF_HUB_OFFLINE forbids to ask the hub: 'owner/base'"]),
+    ],
+)
+def test_what_no_hub_of_ours_can_do_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, raised: Callable[[], Exception], parts: list[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> str:
+        raise raised()
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError) as refusal:
+        load_backbone(
+            BaseModelSettings(path="owner/base", max_sequence_length=6), ComputeSettings(device="cpu")
+        )
+    assert all(part in str(refusal.value) for part in [*parts, "Allowed: ", "To fix: "]), refusal.value

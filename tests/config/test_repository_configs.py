@@ -1,0 +1,80 @@
+"""Every configuration in configs/ reads as its stage, and its adapters fit the true shapes of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flow_opd.adapters.fitting import targeted_linears
+from flow_opd.adapters.settings import LoraSettings
+from flow_opd.config.base import Settings
+from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.merge import MergeSettings
+from flow_opd.config.reader import dump, read
+from flow_opd.config.sft import SFTSettings
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.job import distill_job, teacher_job
+from flow_opd.planning.shapes import build_network
+
+FOLDER = Path(__file__).parents[2] / "configs"
+PARTS = {"sd35m-base.yaml"}  # only ever extended
+MODELS: dict[str, type[Settings]] = {
+    "flux1dev-opd.yaml": DistillSettings,
+    "sd35m-evaluate.yaml": EvaluateSettings,
+    "sd35m-merge.yaml": MergeSettings,
+    "sd35m-opd.yaml": DistillSettings,
+    "sd35m-opd-24gb.yaml": DistillSettings,
+    "sd35m-opd-8gpu.yaml": DistillSettings,
+    "sd35m-opd-folded.yaml": DistillSettings,
+    "sd35m-opd-nodes.yaml": DistillSettings,
+    "sd35m-sft.yaml": SFTSettings,
+    "sd35m-teacher-preference.yaml": TeacherSettings,
+    "sd35m-teacher-text.yaml": TeacherSettings,
+}
+MODULES = {"stabilityai/stable-diffusion-3.5-medium": 191, "black-forest-labs/FLUX.1-dev": 266}
+PARAMETERS = {"stabilityai/stable-diffusion-3.5-medium": 2.243e9, "black-forest-labs/FLUX.1-dev": 11.9e9}
+
+
+def test_no_configuration_is_left_out() -> None:
+    assert {file.name for file in FOLDER.glob("*.yaml")} - PARTS == set(MODELS)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_it_reads_and_its_resolved_form_reads_the_same(name: str, tmp_path: Path) -> None:
+    settings = read(FOLDER / name, MODELS[name])
+    dump(settings, tmp_path / "config.yaml")
+    assert read(tmp_path / "config.yaml", MODELS[name]) == settings
+
+
+def forms_of(settings: Settings) -> dict[str, LoraSettings]:
+    if isinstance(settings, DistillSettings):
+        return dict(distill_job(settings, student="student", anchor="anchor").forms)
+    if isinstance(settings, TeacherSettings):
+        return dict(teacher_job(settings, student="student").forms)
+    assert isinstance(settings, SFTSettings)
+    lora = settings.lora
+    return {"student": LoraSettings(lora.rank, lora.alpha, lora.target_modules)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, model in MODELS.items() if model in (DistillSettings, TeacherSettings, SFTSettings)],
+)
+def test_its_adapters_fit_the_shapes_of_its_base(name: str) -> None:
+    settings = read(FOLDER / name, MODELS[name])
+    assert isinstance(settings, DistillSettings | TeacherSettings | SFTSettings)
+    base: BaseModelSettings = settings.base
+    network = read_architecture(base).networks["transformer"]
+    transformer = build_network(network)
+    size = sum(parameter.numel() for parameter in transformer.parameters())
+    assert size == pytest.approx(PARAMETERS[base.path], rel=0.02)
+    modules = dict(transformer.named_modules())
+    for form in forms_of(settings).values():
+        assert len(targeted_linears(modules, form)) == MODULES[base.path]
+    patches = 8 * network.config.get("patch_size", 1)
+    assert base.resolution is not None
+    assert base.resolution % patches == 0

@@ -1,0 +1,105 @@
+"""The section `compute` and the new keys of `base` reach what a stage builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flow_opd.config.common import BaseModelSettings, ComputeSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.generate import GenerateSettings
+from flow_opd.config.locations import asset_folder
+from flow_opd.config.reader import from_values, read
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.errors import ConfigError
+from flow_opd.processes import Processes
+from flow_opd.stages import distill, evaluate, generate, teacher
+from flow_opd.stages.identity import fingerprint
+
+CONFIGS = asset_folder() / "configs"
+
+
+def distillation(out: Path, *overrides: str) -> DistillSettings:
+    short = [
+        "run.rounds=1",
+        "prompts_per_round=4",
+        "sampling.num_steps=2",
+        "sampling.stochastic_steps=[0, 0]",
+    ]
+    return read(CONFIGS / "distill.yaml", DistillSettings, [f"run.out={out}", *short, *overrides])
+
+
+def stages(out: Path, *overrides: str) -> dict[str, Callable[[], Path]]:
+    """Returns a stage by its name, ready to run."""
+    place = [f"run.out={out}", *overrides]
+    drawing = {
+        "run": {"out": str(out)},
+        "base": {"path": "asset:base", "max_sequence_length": 0},
+        "prompts": ["a red circle"],
+        "num_steps": 1,
+    }
+    specialist, table = CONFIGS / "teachers" / "composition.yaml", CONFIGS / "evaluate.yaml"
+    return {
+        "distill": lambda: distill.run(distillation(out, *overrides), resume=False),
+        "teacher": lambda: teacher.run(read(specialist, TeacherSettings, place), resume=False),
+        "evaluate": lambda: evaluate.run(read(table, EvaluateSettings, place), resume=False),
+        "generate": lambda: generate.run(from_values(drawing, GenerateSettings, overrides), resume=False),
+    }
+
+
+@pytest.mark.parametrize("stage", ["distill", "teacher", "evaluate", "generate"])
+def test_a_device_that_is_not_here_is_refused_by_every_stage(tmp_path: Path, stage: str) -> None:
+    with pytest.raises(ConfigError, match=r"'compute.device' names a device that is not here: 'cuda:17'"):
+        stages(tmp_path / "run", "compute.device=cuda:17")[stage]()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_the_base_cannot_draw_is_refused_by_a_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'base.resolution' is a size that this base cannot draw: 48\."):
+        stages(tmp_path / "run", "base.resolution=48")["generate"]()
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_settings_change_nothing_that_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = ["sampling.guidance_scale=2.0", "anchor.guidance_scale=2.0"]
+    distill.run(distillation(tmp_path / "plain", *guided), resume=False)
+    seen: dict[str, Any] = {"batches": set()}
+    build = distill.load_backbone
+
+    def watched(base: BaseModelSettings, compute: ComputeSettings, processes: Processes) -> Any:
+        seen["base"] = backbone = build(base, compute, processes)
+        backbone.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: seen["batches"].add(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        return backbone
+
+    monkeypatch.setattr(distill, "load_backbone", watched)
+    frugal = ["compute.gradient_checkpointing=true", "compute.guidance_batching=sequential"]
+    distill.run(distillation(tmp_path / "frugal", *guided, *frugal), resume=False)
+    assert seen["base"].pipe.transformer.is_gradient_checkpointing
+    assert max(seen["batches"]) == 4  # prompts of the round, never both halves of guidance
+    plain, other = (
+        load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("plain", "frugal")
+    )
+    start = load_file(tmp_path / "plain/cold_start/adapter_model.safetensors")
+    assert max((plain[key] - start[key]).abs().max() for key in start) > 1e-4  # it has moved
+    for key in plain:
+        torch.testing.assert_close(other[key], plain[key], rtol=0, atol=1e-5)
+
+
+def test_what_computes_a_run_is_no_part_of_its_identity(tmp_path: Path) -> None:
+    def identity(*overrides: str) -> str:
+        settings = distillation(tmp_path, *overrides)
+        return fingerprint(settings, settings.base, [])
+
+    assert identity() == identity("compute.guidance_batching=sequential", "base.offline=true")
+    for other in ("base.dtype=bfloat16", "base.resolution=16", "base.t5=false", "anchor.weight=0.5"):
+        assert identity(other) != identity(), other

@@ -1,0 +1,240 @@
+"""Prompt files from outside: the commands that make and check them, and the checks that a run asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flow_opd.cli import app
+from flow_opd.config.common import PromptsSettings
+from flow_opd.config.describe import describe
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
+from flow_opd.config.reader import from_values
+from flow_opd.errors import DataError
+from flow_opd.processes import ALONE
+from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.stages.assembly import load_prompts
+from flow_opd.stages.cells import Cells
+from flow_opd.stages.identity import fingerprint
+
+GENEVAL_LINE = {
+    "tag": "two_object",
+    "include": [{"class": "bench", "count": 1}, {"class": "sports ball", "count": 1}],
+    "prompt": "a photo of a bench and a sports ball",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def prompts(*words: object) -> Result:
+    return CliRunner().invoke(app, ["prompts", *map(str, words)])
+
+
+def refusal(*words: object) -> str:
+    before = sorted(Path().rglob("*"))
+    result = prompts(*words)
+    assert result.exit_code == 2, result.output
+    assert sorted(Path().rglob("*")) == before
+    for part in ("Allowed: ", "To fix: "):
+        assert part in result.stderr
+    return result.stderr
+
+
+def test_new_composition_prompts(tmp_path: Path) -> None:
+    Path("test.jsonl").write_text(json.dumps(GENEVAL_LINE))
+    made = prompts(
+        "geneval",
+        "--n",
+        50,
+        "--seed",
+        3,
+        "--exclude",
+        "test.jsonl",
+        "--share",
+        "two_object=30",
+        "--out",
+        "a.jsonl",
+    )
+    assert made.exit_code == 0, made.output
+    assert "two_object: " in made.stdout
+    assert "done  a.jsonl" in made.stdout
+    written = read_prompts("a.jsonl")
+    assert len(written) == 50
+    assert {prompt.task for prompt in written} == {"composition"}
+    assert sum(prompt.metadata["tag"] == "two_object" for prompt in written) > 25
+    again = ["geneval", "--n", 50, "--seed", 3, "--exclude", "test.jsonl", "--share", "two_object=30"]
+    assert prompts(*again, "--task", "objects").exit_code == 0
+    elsewhere = read_prompts("runs/prompts/geneval.jsonl")
+    assert [prompt.text for prompt in elsewhere] == [prompt.text for prompt in written]
+    assert {prompt.task for prompt in elsewhere} == {"objects"}
+    assert prompts(*again, "--seed", 4).exit_code == 0
+    assert read_prompts("runs/prompts/geneval.jsonl")[:10] != written[:10]
+    assert prompts("check", "a.jsonl", "--against", "test.jsonl").exit_code == 0
+
+
+def test_a_set_that_excludes_another_shares_nothing_with_it() -> None:
+    """All 240 counting prompts, in two halves."""
+    only = [
+        word for tag in ("position", "color_attr", "colors", "two_object") for word in ("--share", f"{tag}=0")
+    ]
+    assert prompts("geneval", "--n", 120, *only, "--out", "a.jsonl").exit_code == 0
+    assert prompts("geneval", "--n", 120, *only, "--out", "b.jsonl", "--exclude", "a.jsonl").exit_code == 0
+    assert prompts("check", "a.jsonl", "b.jsonl").exit_code == 0
+    assert prompts("check", "b.jsonl", "--against", "a.jsonl").exit_code == 0
+    message = refusal("geneval", "--n", 121, *only, "--out", "c.jsonl", "--exclude", "a.jsonl")
+    assert "more prompts asked for than there are: 121. Allowed: at most 120" in message
+
+
+def test_a_used_up_tag_is_told() -> None:
+    made = prompts("geneval", "--n", 800, "--share", "counting=100", "--out", "a.jsonl")
+    assert "counting: 240" in made.stdout
+    assert "used up, so that the others got a larger share: counting" in made.stdout
+
+
+def test_new_text_prompts() -> None:
+    Path("test.txt").write_text("a cup that says “Moon”\n")
+    words = ["ocr", "--n", 700, "--max-words", 1, "--exclude", "test.txt"]
+    made = prompts(*words)
+    assert made.exit_code == 0, made.output
+    assert "texts of length 1: 700" in made.stdout
+    written = read_prompts("runs/prompts/ocr.jsonl")
+    assert {prompt.task for prompt in written} == {"text"}
+    assert "Moon" not in {prompt.metadata["text"] for prompt in written}
+    assert prompts("check", "runs/prompts/ocr.jsonl", "--against", "test.txt").exit_code == 0
+    assert prompts(*words, "--seed", 1, "--task", "signs").exit_code == 0
+    other = read_prompts("runs/prompts/ocr.jsonl")
+    assert {prompt.task for prompt in other} == {"signs"}
+    assert other[0].text != written[0].text
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["geneval", "--n", "0"], "wrong value of 'n' in the command line: 0"),
+        (["geneval", "--n", "5", "--share", "countng=2"], "Did you mean 'counting'?"),
+        (
+            ["geneval", "--n", "5", "--share", "counting"],
+            "wrong value of 'shares.counting' in the command line: None",
+        ),
+        (["geneval", "--n", "5", "--share", "counting=-1"], "greater than or equal to 0"),
+        (["geneval", "--n", "5", "--exclude", "tset.jsonl"], "Did you mean 'test.jsonl'?"),
+        (["geneval", "--n", "5", "--out", "new.txt"], "a text file cannot hold metadata"),
+        (["geneval", "--n", "5", "--out", "./test.jsonl", "--exclude", "test.jsonl"], "would replace"),
+        (["ocr", "--n", "5", "--max-words", "7"], "less than or equal to 6"),
+        (["ocr", "--n", "5", "--min-words", "3", "--max-words", "2"], "shortest text is longer"),
+        (["check", "absent.jsonl"], "does not exist: 'absent.jsonl'"),
+        (["check", "test.jsonl", "--against", "broken.jsonl"], "broken.jsonl:1 is no JSON"),
+    ],
+)
+def test_mistakes_are_told_and_write_nothing(words: list[str], part: str) -> None:
+    Path("test.jsonl").write_text(json.dumps(GENEVAL_LINE))
+    Path("broken.jsonl").write_text("{")
+    assert part in refusal(*words)
+
+
+def test_without_any_share_nothing_is_made() -> None:
+    none = [
+        word
+        for tag in ("position", "counting", "color_attr", "colors", "two_object")
+        for word in ("--share", f"{tag}=0")
+    ]
+    assert "no tag has a share" in refusal("geneval", "--n", 5, *none)
+
+
+def test_check_names_lines_of_both_sides() -> None:
+    other = {**GENEVAL_LINE, "include": GENEVAL_LINE["include"][::-1], "prompt": "a ball, a bench"}
+    Path("train.jsonl").write_text(
+        f"{json.dumps({'prompt': 'a cat'})}\n{json.dumps(other)}\n{json.dumps({'prompt': 'A cat'})}\n"
+    )
+    Path("test.jsonl").write_text(json.dumps(GENEVAL_LINE))
+    message = refusal("check", "train.jsonl", "--against", "test.jsonl")
+    assert "train.jsonl:3 'A cat' = train.jsonl:1 'a cat'" in message
+    assert "train.jsonl:2 'a ball, a bench' = test.jsonl:1 'a photo of a bench and a sports ball'" in message
+    assert "repeat" not in refusal("check", "train.jsonl", "--against", "test.jsonl", "--repeats")
+    fine = prompts("check", "train.jsonl", "--repeats")
+    assert (fine.exit_code, fine.stdout) == (0, "train.jsonl: 3 prompts\n")
+
+
+def test_the_miniature_shares_what_it_says_it_shares() -> None:
+    """Text, preference and quality share nothing; composition repeats its three smallest tags."""
+    for name in ("text", "preference", "quality"):
+        train, test = (f"asset:prompts/{split}/{name}.jsonl" for split in ("train", "test"))
+        assert prompts("check", train, "--against", test, "--repeats").exit_code == 0
+    message = refusal("check", "asset:prompts/train/text.jsonl")
+    assert "lines of asset:prompts/train/text.jsonl that repeat an earlier line: 100" in message
+    assert "holds too" in refusal(
+        "check",
+        "asset:prompts/train/composition.jsonl",
+        "--against",
+        "asset:prompts/test/composition.jsonl",
+        "--repeats",
+    )
+
+
+def test_a_run_may_ask_for_the_checks() -> None:
+    Path("train.txt").write_text("a cat\na dog\nA cat!\na cow\n")
+    Path("test.txt").write_text("the sun\na cow.\n")
+
+    def load(**settings: object) -> int:
+        return len(load_prompts([PromptsSettings(path="train.txt", task="t", **settings)]))
+
+    assert load() == 4
+    with pytest.raises(DataError, match=r"lines of train\.txt that repeat an earlier line: 1"):
+        load(unique=True)
+    with pytest.raises(DataError, match=r"prompts of train\.txt that test\.txt holds too: 1") as caught:
+        load(disjoint_from=("test.txt",))
+    assert "train.txt:4 'a cow' = test.txt:2 'a cow.'" in str(caught.value)
+    # Only what is used counts.
+    assert load(limit=2, unique=True, disjoint_from=("test.txt",)) == 2
+
+
+def test_a_run_may_read_the_text_in_quotes() -> None:
+    Path("ocr.txt").write_text('A mug that reads "Hot Tea"\n')
+    (prompt,) = load_prompts([PromptsSettings(path="ocr.txt", task="text", text_in_quotes=True)])
+    assert prompt.metadata == {"text": "Hot Tea"}
+
+
+def test_a_check_does_not_make_another_training() -> None:
+    """A run that began without the checks goes on with them; other prompts are another run."""
+
+    def identity(**settings: object) -> str:
+        values = {
+            "run": {"out": "x", "rounds": 3},
+            "base": {"path": "asset:base", "max_sequence_length": 0},
+            "teachers": [{"name": "a", "tasks": ["t"], "adapter": "a"}],
+            "prompts": [{"path": "p.txt", "task": "t", **settings}],
+        }
+        distill = from_values(values, DistillSettings)
+        return fingerprint(distill, distill.base, [])
+
+    assert identity() == identity(unique=True) == identity(disjoint_from=["test.txt"])
+    assert len({identity(), identity(text_in_quotes=True), identity(limit=1)}) == 3
+
+
+def test_a_check_does_not_make_another_table() -> None:
+    def key(**settings: object) -> str:
+        values = {
+            "run": {"out": "x"},
+            "base": {"path": "asset:base", "max_sequence_length": 0},
+            "rows": {"base": {}},
+            "domains": {"text": {"path": "asset:prompts/test/text.jsonl", **settings}},
+            "rewards": [{"name": "ocr"}],
+        }
+        settings = from_values(values, EvaluateSettings)
+        return Cells(Path("scores"), settings, resume=True, processes=ALONE).key("base", "text")
+
+    assert key() == key(unique=True) == key(disjoint_from=["train.txt"])
+    assert len({key(), key(text_in_quotes=True), key(limit=1)}) == 3
+
+
+@pytest.mark.parametrize("model", [GenEvalPromptsSettings, OCRPromptsSettings, CheckPromptsSettings])
+def test_every_key_has_help(model: type) -> None:
+    assert [key.key for key in describe(model) if len(key.help) < 5] == []

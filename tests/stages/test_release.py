@@ -1,0 +1,201 @@
+"""Card and publication of what distillation and evaluation leave, on the shipped miniature."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.locations import asset_folder
+from flow_opd.config.reader import read
+from flow_opd.config.release import CardSettings, PublishSettings
+from flow_opd.errors import AdapterError, ConfigError, DataError
+from flow_opd.files import sha256
+from flow_opd.stages import card, distill, evaluate, publish
+
+CONFIGS = asset_folder() / "configs"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the runs `student`, a distillation, and `table`, its evaluation, made from inside it."""
+    folder = tmp_path_factory.mktemp("world")
+    before = Path.cwd()
+    os.chdir(folder)
+    walk = ["sampling.num_steps=2", "sampling.stochastic_steps=[0, 0]"]
+    short = ["run.out=runs/student", "run.rounds=1", "prompts_per_round=4", *walk]
+    distill.run(read(CONFIGS / "distill.yaml", DistillSettings, short), resume=True)
+    rows = "rows={base: {guidance_scale: 1.0}, student: {adapter: runs/student/adapter, guidance_scale: 1.0}}"
+    domain = "{quality: {path: asset:prompts/test/quality.jsonl, limit: 2}}"
+    table = ["run.out=runs/table", "num_steps=1", "grid_prompts=1", rows, f"domains={domain}"]
+    table += ["roles={base: base, student: student}", "rewards=[{name: deqa, path: asset:rewards/deqa}]"]
+    evaluate.run(read(CONFIGS / "evaluate.yaml", EvaluateSettings, table), resume=True)
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world, as the current directory."""
+    shutil.copytree(world / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_card(run: str, **options: Any) -> Path:
+    return card.run(CardSettings(folder=Path(run), **options), resume=False)
+
+
+def test_the_card_of_a_distillation(here: Path) -> None:
+    path = write_card("runs/student")
+    assert path == Path("runs/student/adapter/README.md")
+    text = path.read_text()
+    assert "Not evaluated yet." in text
+    for name in ("composition", "text", "preference", "quality"):
+        digest = sha256(asset_folder() / "teachers" / name / "adapter_model.safetensors")
+        assert f"| {name} | `asset:teachers/{name}` | {name} | 1 | `{digest}` |" in text
+    assert re.search(r"Together .* of which the teachers took \d+", text)
+    assert "14 min 28 s | 147" in text  # the composition teacher's, from the manifest of the package
+    assert not Path("runs/student/adapter/grid.png").exists()
+
+
+def test_the_card_of_an_evaluation_stands_beside_the_students_adapter(here: Path) -> None:
+    path = write_card("runs/table", repo="owner/tiny-student", license="mit")
+    assert path == Path("runs/student/adapter/README.md")
+    data = ModelCard.load(path).data
+    assert (data.model_name, data.license) == ("tiny-student", "mit")
+    assert [each.metric_type for each in data.eval_results] == ["deqa"]
+    assert "PeftModel.from_pretrained(pipe.transformer, 'owner/tiny-student')" in path.read_text()
+    grid = Path("runs/student/adapter/grid.png")
+    assert grid.read_bytes() == Path("runs/table/grid.png").read_bytes()
+
+
+def test_the_lines_of_the_card_run(here: Path) -> None:
+    """The block is taken out of the card and run as it stands; the adapter must have an effect."""
+    text = write_card("runs/table").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    assert len(lines.splitlines()) == 7  # five that load, one that finds the package's base, one that draws
+    draw = lines.splitlines()[-1]
+    code = [
+        lines.replace(draw, ""),
+        "import torch, numpy as np",
+        f"torch.manual_seed(0)\n{draw}\nwith_adapter = np.asarray(image, dtype=float)",
+        f"torch.manual_seed(0)\nwith pipe.transformer.disable_adapter():\n    {draw}",
+        "assert with_adapter.shape == (32, 32, 3)",
+        "assert np.abs(with_adapter - np.asarray(image, dtype=float)).max() > 3, 'no effect'",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, cwd=here, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_teachers_that_are_not_here_are_unknown(here: Path) -> None:
+    config = Path("runs/student/config.yaml")
+    config.write_text(config.read_text().replace("asset:teachers/text", "owner/never-downloaded"))
+    text = write_card("runs/student").read_text()
+    assert "| text | `owner/never-downloaded` | text | 1 | unknown |" in text
+    assert "The cost of text is unknown here" in text
+
+
+def test_a_teacher_that_was_trained_here_brings_its_cost(here: Path) -> None:
+    config = Path("runs/student/config.yaml")
+    config.write_text(config.read_text().replace("asset:teachers/text", "runs/mine/adapter"))
+    shutil.copytree(asset_folder() / "teachers" / "text", "runs/mine/adapter")
+    Path("runs/mine/training.json").write_text('{"seconds": 7200.0, "steps": 12}')
+    assert "| text | 2 h 0 min | 12 |" in write_card("runs/student").read_text()
+
+
+def test_runs_without_a_card(here: Path) -> None:
+    table = Path("runs/table/config.yaml")
+    table.write_text(table.read_text().replace("runs/student/adapter", "asset:teachers/quality"))
+    with pytest.raises(ConfigError, match="has no run folder here"):
+        write_card("runs/table")
+    shutil.rmtree("runs/student/adapter")
+    with pytest.raises(AdapterError, match="not an adapter"):
+        write_card("runs/student")
+    Path("runs/student/config.yaml").write_text("folder: x\n")
+    with pytest.raises(ConfigError, match="a run of another kind"):
+        write_card("runs/student")
+
+
+def test_a_card_beside_a_teacher_does_not_make_it_another_teacher(here: Path) -> None:
+    """A resume is refused where a teacher has changed; a card is no change."""
+    from flow_opd.config.common import BaseModelSettings
+    from flow_opd.stages.adapters import files_of
+
+    base = BaseModelSettings(path="asset:base", max_sequence_length=0)
+    before = files_of("runs/student/adapter", base, key="adapter")
+    write_card("runs/student")
+    assert files_of("runs/student/adapter", base, key="adapter") == before
+
+
+def test_the_dry_run_lists_what_would_go(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "HfApi", None)  # nobody may be asked
+    write_card("runs/table", repo="owner/student")
+    Path("runs/student/adapter/.cache").mkdir()
+    Path("runs/student/adapter/.cache/token").write_text("secret")
+    settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", dry_run=True)
+    assert publish.run(settings, resume=False) == Path("runs/student/adapter")
+    printed = capsys.readouterr().out
+    listed = [line.split()[0] for line in printed.split("metadata")[0].splitlines()[2:] if line.strip()]
+    assert listed == ["README.md", "adapter_config.json", "adapter_model.safetensors", "grid.png", "together"]
+    assert "library_name: peft" in printed
+
+
+def test_what_is_not_published(here: Path) -> None:
+    settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", dry_run=True)
+    with pytest.raises(DataError, match=r"no model card.*flow-opd card RUN --repo owner/student"):
+        publish.run(settings, resume=False)
+    write_card("runs/student", repo="owner/another")
+    with pytest.raises(DataError, match="loads from another place"):
+        publish.run(settings, resume=False)
+    write_card("runs/student", repo="owner/student")
+    publish.run(settings, resume=False)
+    Path("runs/student/adapter/optimizer.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"could run code.*optimizer\.pt"):
+        publish.run(settings, resume=False)
+
+
+def test_uploading_names_the_listed_files_and_tells_of_trouble(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No hub is asked; what its client would be told is looked at."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def create_repo(self, repo: str, **options: Any) -> None:
+            calls.append((repo, options))
+
+        def upload_folder(self, **options: Any) -> None:
+            calls.append(("upload", options))
+
+    monkeypatch.setattr(publish, "HfApi", Api)
+    write_card("runs/student", repo="owner/student")
+    settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", private=True)
+    publish.run(settings, resume=False)
+    assert calls[0] == ("owner/student", {"private": True, "exist_ok": True})
+    assert calls[1][1]["repo_id"] == "owner/student"
+    assert calls[1][1]["allow_patterns"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+    http = sys.modules[HTTPError.__module__.split(".")[0]]
+    reply = http.Response(401, request=http.Request("POST", "https://huggingface.co/api/repos/create"))
+
+    def refuse(self: Any, repo: str, **options: Any) -> None:
+        raise HfHubHTTPError("refused", response=reply)
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(ConfigError, match=r"'--repo'.*status 401.*'owner/student'"):
+        publish.run(settings, resume=False)
