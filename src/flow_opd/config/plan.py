@@ -9,14 +9,27 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from flow_opd.config.base import PositiveInt, Settings
+from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.document import load_document
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.merge import MergeSettings
 from flow_opd.config.overrides import override
 from flow_opd.config.reader import validate
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError, explain
 
 TrainingSettings = DistillSettings | TeacherSettings
+_STAGES: tuple[type[Settings], ...] = (
+    DistillSettings,
+    TeacherSettings,
+    SFTSettings,
+    EvaluateSettings,
+    MergeSettings,
+    DemoSettings,
+)
+"""What a configuration may be of; where two fit equally well, the first."""
 
 
 class PlanSettings(Settings):
@@ -39,16 +52,22 @@ def read_training(path: str | Path, overrides: Sequence[str] = ()) -> TrainingSe
 
 
 def _kind(data: Mapping[str, Any], name: str) -> type[DistillSettings] | type[TeacherSettings]:
-    """Returns what the keys of a document belong to; only these two kinds train on prompts."""
-    if "prompts" in data and "teachers" in data:
-        return DistillSettings
-    if "prompts" in data and "rewards" in data:
-        return TeacherSettings
+    """Returns the stage whose keys are those of a document; a key with a typo does not hide it."""
+    keys = set(data)
+    found = max(
+        _STAGES, key=lambda model: len(keys & set(model.model_fields)) - len(set(_required(model)) - keys)
+    )
+    if found in (DistillSettings, TeacherSettings):
+        return found
     raise ConfigError(
         explain(
             f"{name} is no training that can be planned",
             value=sorted(data),
-            allowed="a distillation ('prompts', 'teachers') or a Flow-GRPO teacher ('prompts', 'rewards')",
+            allowed="a distillation or a Flow-GRPO teacher",
             fix="give the configuration of `flow-opd distill` or `flow-opd teacher`",
         )
     )
+
+
+def _required(model: type[Settings]) -> list[str]:
+    return [key for key, field in model.model_fields.items() if field.is_required()]

@@ -53,6 +53,20 @@ def module_size(module: nn.Module) -> int:
     return size([*module.parameters(), *module.buffers()])
 
 
+def sharded_size(transformer: nn.Module, processes: int) -> int:
+    """Returns the bytes that a process holds of a base that FSDP2 splits over all of them.
+
+    Each holds its share of the blocks, two whole blocks (the one at work and the next), and all that is
+    outside of the blocks: that is put together for the whole of a forward pass.
+    """
+    blocks = [
+        block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child
+    ]
+    sizes = [module_size(block) for block in blocks]
+    whole = module_size(transformer)
+    return min(whole, whole - sum(sizes) + math.ceil(sum(sizes) / processes) + 2 * max(sizes))
+
+
 def optimizer_size(parameters: Iterable[Tensor], settings: OptimizerSettings) -> int:
     """Returns the bytes of AdamW's two moments; in 8 bits each block has a scale of its own."""
     total = 0

@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import nn
 
+from flow_opd.backbones.loading import DTYPES
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import update_flops
 from flow_opd.planning.job import Job, Work
 from flow_opd.planning.machines import MACHINES, RESERVE
-from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, size
+from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
 from flow_opd.planning.probe import Readings
-from flow_opd.planning.shapes import DTYPES, ShapeModel, build_network, count
-from flow_opd.planning.verdicts import Options, Verdict, judge
+from flow_opd.planning.shapes import ShapeModel, build_network, count
+from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
 SCHEMA = 1  # of the JSON; raised when a key goes or changes its meaning
 
@@ -127,14 +128,15 @@ def make_plan(
     sizes = {name: module_size(network) for name, network in networks.items()}
     share = share_of_process(job, assumed.processes)
     prompt = size([model.backbone.text, model.backbone.pooled])
-    fixed = _fixed(job, model, sizes, embeddings=share.trajectories * prompt)
+    sharded = sharded_size(networks["transformer"], assumed.processes)
+    fixed = _fixed(job, model, sizes, sharded=sharded, embeddings=share.trajectories * prompt)
     dynamic = {on: readings.of(on).dynamic for on in (False, True)}
     checkpointing = settings.compute.gradient_checkpointing
     costs = readings.costs
     flops = update_flops(job.work, costs, checkpointing=checkpointing)
     naive_flops = update_flops(job.naive, costs, checkpointing=checkpointing)
     whole = sum(sizes.values())
-    copies = (job.pipelines - 1) * whole + whole - sizes["transformer"] - fixed["vae"]
+    copies = job.pipelines * whole - sum(fixed[part] for part in ("base", "vae", "text_encoders"))
     worst = max(dynamic[checkpointing].peak, readings.decode.peak)
     options = Options(
         fixed=sum(fixed.values()),
@@ -142,7 +144,7 @@ def make_plan(
         checkpointing=checkpointing,
         rows=share.trajectories,
         encoding=whole,
-        halved=fixed["base"] // 2 if settings.base.dtype == "float32" else 0,
+        savings=_savings(settings, fixed, sizes["transformer"] - sharded),
     )
     run, naive_run = (sum(each.values()) * job.updates for each in (flops, naive_flops))
     return Plan(
@@ -175,22 +177,37 @@ def share_of_process(job: Job, processes: int) -> Share:
     return Share(rows, min(job.settings.micro_batch_size, rows))
 
 
-def _fixed(job: Job, model: ShapeModel, sizes: Mapping[str, int], *, embeddings: int) -> dict[str, int]:
-    """Returns part -> bytes that a process holds all the time; the text encoders are gone by then."""
+def _fixed(
+    job: Job, model: ShapeModel, sizes: Mapping[str, int], *, sharded: int, embeddings: int
+) -> dict[str, int]:
+    """Returns part -> bytes that a process holds all the time."""
+    settings = job.settings
     student = list(model.trained.values())
     adapters = {name: size(model.adapters.parameters(name).values()) for name in job.forms}
-    numbers = sum(parameter.numel() for parameter in student)
-    others = {name: bytes_ for name, bytes_ in adapters.items() if name != model.student}
+    encoders = sum(bytes_ for name, bytes_ in sizes.items() if name.startswith("text_encoder"))
     return {
-        "base": sizes["transformer"],
+        "base": sharded if settings.compute.shard_base else sizes["transformer"],
         "vae": sizes["vae"] if job.decodes else 0,
-        "frozen_adapters": sum(others.values()),
+        "text_encoders": encoders if settings.embeddings is None else 0,
+        "frozen_adapters": sum(bytes_ for name, bytes_ in adapters.items() if name != model.student),
         "student_adapter": adapters[model.student],
         "gradients": size(student),
-        "optimizer": optimizer_size(student, job.settings.optimizer),
-        "moving_average": FLOAT32 * numbers if job.settings.ema else 0,
+        "optimizer": optimizer_size(student, settings.optimizer),
+        "moving_average": FLOAT32 * sum(one.numel() for one in student) if settings.ema else 0,
         "text_embeddings": embeddings,
     }
+
+
+def _savings(settings: TrainingSettings, fixed: Mapping[str, int], by_shards: int) -> tuple[Saving, ...]:
+    """Returns what makes less stay in memory, the cheapest first; `by_shards` is what FSDP2 would save."""
+    savings = []
+    if fixed["text_encoders"]:
+        savings.append(Saving("set embeddings to {}", fixed["text_encoders"]))
+    if settings.base.dtype == "float32":
+        savings.append(Saving("set base.dtype to bfloat16", fixed["base"] // 2, at_least=True))
+    elif by_shards and not settings.compute.shard_base:
+        savings.append(Saving("turn on compute.shard_base", by_shards))
+    return tuple(savings)
 
 
 def _caveats(settings: TrainingSettings) -> list[str]:
@@ -200,6 +217,8 @@ def _caveats(settings: TrainingSettings) -> list[str]:
         notes.append("base.dtype float32 runs at half of the bfloat16 peak at best: double the hours")
     if settings.compute.compile:
         notes.append("compute.compile is not planned: it saves time and working set")
+    if settings.compute.shard_base:
+        notes.append("a sharded base is counted as its share, two whole blocks and all outside of the blocks")
     return notes
 
 

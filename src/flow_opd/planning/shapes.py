@@ -7,6 +7,7 @@ does on a card; plain meta tensors would take the one that writes out the whole 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
 )
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,17 +27,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.settings import LoraSettings
+from flow_opd.backbones.loading import BACKBONES, DTYPES
+from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
-from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 from flow_opd.planning.architectures import Architecture, Network
 from flow_opd.planning.meter import Meter, Span
-from flow_opd.protocols import Backbone
 from flow_opd.types import Conditioning, Prompt
 
 DECODE = "decode"  # part of a reading: images from latents
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OF_DIFFUSERS = {
     "AutoencoderKL": AutoencoderKL,
     "FluxTransformer2DModel": FluxTransformer2DModel,
@@ -92,9 +91,8 @@ class ShapeBackbone:
 
     def __init__(
         self,
-        inner: Backbone,
+        inner: DiffusersBackbone,
         *,
-        latent_shape: tuple[int, int, int],
         text: Tensor,
         pooled: Tensor,
         meter: Meter,
@@ -103,12 +101,11 @@ class ShapeBackbone:
 
         Args:
             inner: the real backbone around a pipeline of fake tensors.
-            latent_shape: C, H, W.
             text, pooled: one embedded prompt, [1, L, D] and [1, P].
             meter: reads the decoding of images as a part of its own, 'decode'.
         """
         self.inner = inner
-        self.latent_shape = latent_shape
+        self.latent_shape: tuple[int, int, int] = inner.latent_shape
         self.text = text
         self.pooled = pooled
         self.meter = meter
@@ -219,15 +216,6 @@ def build_model(
         AdapterError: if a target names nothing in this transformer.
         ConfigError: if there is no backbone for this pipeline.
     """
-    if architecture.pipeline != "StableDiffusion3Pipeline":
-        raise ConfigError(
-            explain(
-                f"no backbone for the pipeline of {base.path}",
-                value=architecture.pipeline,
-                allowed="StableDiffusion3Pipeline",
-                fix="plan a base of this kind",
-            )
-        )
     dtype = DTYPES[base.dtype]
     transformer = build_network(architecture.networks["transformer"], dtype)
     vae = build_network(architecture.networks["vae"], dtype)
@@ -245,37 +233,51 @@ def build_model(
     networks = (adapters.transformer, vae)
     weights = [tensor for each in networks for tensor in (*each.parameters(), *each.buffers())]
     meter = Meter([*weights, *gradients])
-    inner, scale = _sd3(architecture, transformer, vae, adapters)
     if vae_tiling:
         vae.enable_tiling()  # type: ignore[operator]
-    side = base.resolution // scale if base.resolution else config.sample_size
-    backbone = ShapeBackbone(
-        inner, latent_shape=(config.in_channels, side, side), text=text, pooled=pooled, meter=meter
-    )
+    inner = _backbone(architecture, base, transformer, vae)
+    inner.transformer = adapters.transformer
+    inner.dtype = dtype  # else a LoRA's own format might be taken for it
+    backbone = ShapeBackbone(inner, text=text, pooled=pooled, meter=meter)
     return ShapeModel(backbone, adapters, meter, student, transformer, vae, known={})
 
 
 def text_tokens(architecture: Architecture, base: BaseModelSettings) -> int:
-    """Returns L: CLIP's tokens and T5's stand one after the other; without T5 zeros stand in its place."""
+    """Returns L, the text tokens that the transformer sees.
+
+    In Stable Diffusion 3 CLIP's tokens and T5's stand one after the other, and zeros stand for T5 where it is
+    left out. FLUX sees T5's alone.
+    """
+    if architecture.pipeline == "FluxPipeline":
+        return base.max_sequence_length
     clip = architecture.networks["text_encoder"].config["max_position_embeddings"]
     return int(clip) + base.max_sequence_length
 
 
-def _sd3(
-    architecture: Architecture, transformer: nn.Module, vae: nn.Module, adapters: SharedAdapters
-) -> tuple[SD3Backbone, int]:
-    """Returns the backbone around a pipeline without text encoders, and pixels per latent."""
-    pipe = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler.from_config(architecture.scheduler),
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    backbone = SD3Backbone(pipe, max_sequence_length=0)
-    backbone.transformer = adapters.transformer
-    return backbone, pipe.vae_scale_factor
+def _backbone(
+    architecture: Architecture, base: BaseModelSettings, transformer: nn.Module, vae: nn.Module
+) -> DiffusersBackbone:
+    """Returns the real backbone, around a pipeline that has no text encoders.
+
+    Raises:
+        ConfigError: if there is no backbone for this pipeline, or it refuses the settings.
+    """
+    if architecture.pipeline not in BACKBONES:
+        raise ConfigError(
+            explain(
+                f"no backbone for the pipeline of {base.path}",
+                value=architecture.pipeline,
+                allowed=", ".join(sorted(BACKBONES)),
+                fix="plan a base of one of these kinds",
+            )
+        )
+    kind = BACKBONES[architecture.pipeline]
+    kind.absent_parts({}, base)  # refuses what a base of this kind does not have
+    parts = {
+        name: None
+        for name, parameter in inspect.signature(kind.pipeline.__init__).parameters.items()
+        if name != "self" and parameter.default is inspect.Parameter.empty
+    }
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(architecture.scheduler)
+    pipe = kind.pipeline(**{**parts, "transformer": transformer, "vae": vae, "scheduler": scheduler})
+    return kind.wrap(pipe, base)

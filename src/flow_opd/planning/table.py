@@ -16,6 +16,7 @@ MIB = 2**20
 _MEMORY_WORDS = {
     "base": "base, frozen, shared by all policies",
     "vae": "VAE, for the reward's images",
+    "text_encoders": "text encoders (without 'embeddings')",
     "frozen_adapters": "frozen adapters",
     "student_adapter": "student's adapter",
     "gradients": "its gradients",
@@ -176,7 +177,7 @@ def _small_print(plan: Plan) -> str:
         f"An embedded prompt takes {plan.bytes_per_prompt / MIB:.2f} MiB.",
     ]
     if plan.assumed.processes > 1:
-        lines.append("Hours: GPU-hours by the number of processes, each of which holds the whole base.")
+        lines.append("Hours: GPU-hours by the number of processes; each holds the whole base if not sharded.")
     return "\n".join([*lines, *(f"{note[:1].upper()}{note[1:]}." for note in plan.notes)])
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flow_opd.planning.machines import Machine, gpu_hours
 from flow_opd.planning.memory import Dynamic, largest_micro_batch, needed
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A setting that makes less stay in memory."""
+
+    change: str  # what to do
+    bytes: int
+    at_least: bool = False  # it may save more, so that what is needed then is an upper bound
 
 
 @dataclass(frozen=True)
@@ -18,17 +27,18 @@ class Options:
     checkpointing: bool  # as configured
     rows: int  # of a process: the largest micro-batch that makes sense
     encoding: int  # bytes while prompts are encoded
-    halved: int  # bytes that base.dtype bfloat16 would save of `fixed`; 0 if it is set
+    savings: tuple[Saving, ...] = ()  # what else can be changed, the cheapest first
 
-    def need(self, *, checkpointing: bool, micro_batch: int, halved: bool = False) -> float:
-        """Returns the GiB that a card must have; an upper bound for `halved`, as activations shrink too."""
-        peak = self.dynamic[checkpointing].at(micro_batch).peak
-        return needed(self.fixed - (self.halved if halved else 0) + peak)
+    def need(self, *, checkpointing: bool, micro_batch: int, saved: Sequence[Saving] = ()) -> float:
+        """Returns the GiB that a card must have."""
+        return needed(self._fixed(saved) + self.dynamic[checkpointing].at(micro_batch).peak)
 
-    def largest(self, capacity: float, *, checkpointing: bool, halved: bool = False) -> int:
+    def largest(self, capacity: float, *, checkpointing: bool, saved: Sequence[Saving] = ()) -> int:
         """Returns the most rows of a micro-batch that fit `capacity` GiB."""
-        fixed = self.fixed - (self.halved if halved else 0)
-        return largest_micro_batch(fixed, self.dynamic[checkpointing], capacity, self.rows)
+        return largest_micro_batch(self._fixed(saved), self.dynamic[checkpointing], capacity, self.rows)
+
+    def _fixed(self, saved: Sequence[Saving]) -> int:
+        return self.fixed - sum(saving.bytes for saving in saved)
 
 
 @dataclass(frozen=True)
@@ -75,28 +85,30 @@ def _advice(machine: Machine, options: Options, needs: float, micro_batch: int, 
             "encoders together: set base.t5 to false, or encode them on a larger card"
         )
     if needs > machine.memory:
-        ways = _ways(machine, options, micro_batch, halved=False)
-        if not ways and options.halved:
-            ways = _ways(machine, options, micro_batch, halved=True)
-        remedy = ", or ".join(ways) or "no setting helps, take a larger card"
+        tries = (
+            _ways(machine, options, micro_batch, options.savings[:count])
+            for count in range(len(options.savings) + 1)
+        )
+        remedy = next((", or ".join(ways) for ways in tries if ways), "no setting helps, take a larger card")
         lines.append(f"does not fit in {machine.memory:.1f} GiB (needs {needs:.1f}): {remedy}")
     return "; ".join(lines)
 
 
-def _ways(machine: Machine, options: Options, micro_batch: int, *, halved: bool) -> list[str]:
-    """Returns what can be changed so that it fits; two changes at once only where one is too little."""
+def _ways(machine: Machine, options: Options, micro_batch: int, saved: Sequence[Saving]) -> list[str]:
+    """Returns what can be changed beside `saved` so that it fits; both only where one is too little."""
     few: list[str] = []
     many: list[str] = []
     for on in sorted({options.checkpointing, True}):
-        rows = min(micro_batch, options.largest(machine.memory, checkpointing=on, halved=halved))
+        rows = min(micro_batch, options.largest(machine.memory, checkpointing=on, saved=saved))
         if not rows:
             continue
-        changes = ["set base.dtype to bfloat16"] if halved else []
+        changes = [saving.change for saving in saved]
         if on != options.checkpointing:
             changes.append("turn on compute.gradient_checkpointing")
         if rows < micro_batch:
             changes.append(f"lower micro_batch_size to {rows}")
-        least = options.need(checkpointing=on, micro_batch=rows, halved=halved)
-        way = f"{' and '.join(changes)} ({'at most ' if halved else ''}{least:.1f} GiB)"
-        (few if len(changes) - halved < 2 else many).append(way)
+        least = options.need(checkpointing=on, micro_batch=rows, saved=saved)
+        bound = "at most " if any(saving.at_least for saving in saved) else ""
+        way = f"{' and '.join(changes)} ({bound}{least:.1f} GiB)"
+        (few if len(changes) < len(saved) + 2 else many).append(way)
     return few or many
