@@ -14,6 +14,7 @@ from flow_opd.adapters.settings import LoraSettings
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
 from tiny import new_tiny_pipeline
+from tiny_pipelines import tiny_flux
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
         bank.load_state(name, filled)
         bank.save(name, folder / name)
     return Disk(folder / "base", {name: folder / name for name in ("a", "b", "c", "wide")})
+
+
+@pytest.fixture(scope="session")
+def flux_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux") / "base"
+    with quiet_loading():
+        tiny_flux().save_pretrained(folder)
+    return folder

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.planning.machines import GIB, MACHINES, RESERVE, Machine, gpu_hours
-from flow_opd.planning.memory import Dynamic, largest_micro_batch, optimizer_size
-from flow_opd.planning.verdicts import Options, Verdict, judge
+from flow_opd.planning.memory import Dynamic, largest_micro_batch, optimizer_size, sharded_size
+from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
 CARD = Machine("card", 10.0, 100.0)
 
@@ -39,6 +40,14 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     assert largest_micro_batch(20 * GIB, dynamic, 10.0, limit=5) == 0
 
 
+def test_a_sharded_base_is_a_share_of_its_blocks_and_two_of_them() -> None:
+    blocks = nn.ModuleList([nn.Linear(10, 10, bias=False) for _ in range(6)])
+    base = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(10, 3, bias=False)})
+    block, head = 400, 120  # bytes
+    assert sharded_size(base, 3) == head + 6 * block // 3 + 2 * block
+    assert sharded_size(base, 1) == head + 6 * block  # never more than the whole
+
+
 def options(
     *, per_row: float, checkpointed: float, rows: int = 8, fixed: float = 2.0, **changes: object
 ) -> Options:
@@ -47,7 +56,7 @@ def options(
         on: Dynamic(rows, 0, math.ceil(one * rows * GIB))
         for on, one in ((False, per_row), (True, checkpointed))
     }
-    values = {"checkpointing": False, "encoding": 0, "halved": 0, **changes}
+    values = {"checkpointing": False, "encoding": 0, **changes}
     return Options(fixed=int(fixed * GIB), dynamic=dynamic, rows=rows, **values)
 
 
@@ -92,13 +101,27 @@ def test_checkpointing_that_is_on_is_not_advised() -> None:
     assert found.advice == "does not fit in 10.0 GiB (needs 11.0): lower micro_batch_size to 7 (10.0 GiB)"
 
 
+HALF = Saving("set base.dtype to bfloat16", 6 * GIB, at_least=True)
+ENCODERS = Saving("set embeddings to {}", 5 * GIB)
+
+
 def test_half_precision_comes_last() -> None:
-    found = verdict(options(per_row=0.5, checkpointed=0.25, fixed=12.0, halved=6 * GIB))
+    found = verdict(options(per_row=0.5, checkpointed=0.25, fixed=12.0, savings=(HALF,)))
     assert found.advice == (
         "does not fit in 10.0 GiB (needs 17.0): "
         "set base.dtype to bfloat16 and lower micro_batch_size to 6 (at most 10.0 GiB), "
         "or set base.dtype to bfloat16 and turn on compute.gradient_checkpointing (at most 9.0 GiB)"
     )
+
+
+def test_a_saving_alone_is_enough_if_it_is() -> None:
+    found = verdict(options(per_row=0.25, checkpointed=0.2, fixed=12.0, savings=(ENCODERS, HALF)))
+    assert found.advice == "does not fit in 10.0 GiB (needs 15.0): set embeddings to {} (10.0 GiB)"
+
+
+def test_savings_add_up_where_one_is_too_little() -> None:
+    found = verdict(options(per_row=0.25, checkpointed=0.2, fixed=16.0, savings=(ENCODERS, HALF)))
+    assert "set embeddings to {} and set base.dtype to bfloat16 (at most 8.0 GiB)" in found.advice
 
 
 def test_where_nothing_helps_it_says_so() -> None:

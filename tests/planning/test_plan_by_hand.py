@@ -91,10 +91,17 @@ def test_processes_share_the_rows(plan: Plan, disk) -> None:
     assert shared.memory[False].kept == pytest.approx(plan.memory[False].kept * 3 / 4, rel=0.02)
 
 
+def test_text_encoders_leave_only_for_a_cache_of_embeddings(plan: Plan, disk) -> None:
+    positions = 8 * SIZES.text  # bytes; int64 ids of the positions are part of an encoder
+    assert plan.parameters.text_encoders == {"text_encoder": 5664, "text_encoder_2": 5664}
+    assert plan.memory[False].fixed["text_encoders"] == 2 * (4 * 5664 + positions)
+    settings = from_values(disk.distillation(embeddings={}), DistillSettings)
+    assert plan_training(settings, PlanSettings()).memory[False].fixed["text_encoders"] == 0
+
+
 def test_the_naive_schedule_holds_a_pipeline_for_each_policy(plan: Plan) -> None:
-    numbers = [plan.parameters.transformer, plan.parameters.vae, *plan.parameters.text_encoders.values()]
-    whole, positions = 4 * sum(numbers), 2 * 8 * SIZES.text  # int64 position ids in each text encoder
-    assert plan.encoding == whole + positions
+    fixed, whole = plan.memory[False].fixed, plan.encoding
+    assert whole == fixed["base"] + fixed["text_encoders"] + 4 * plan.parameters.vae
     extra = plan.naive_memory - plan.memory[False].total
     copies = len({"student", "a", "b", "anchor"})
-    assert extra == copies * plan.encoding - plan.memory[False].fixed["base"]
+    assert extra == copies * whole - fixed["base"] - fixed["text_encoders"]

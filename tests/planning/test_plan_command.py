@@ -33,6 +33,7 @@ FLOPS = {
 MEMORY = {
     "base",
     "vae",
+    "text_encoders",
     "frozen_adapters",
     "student_adapter",
     "gradients",
@@ -110,8 +111,18 @@ def test_the_kind_is_recognised() -> None:
     folder = asset_folder() / "configs"
     assert isinstance(read_training(folder / "distill.yaml"), DistillSettings)
     assert isinstance(read_training(folder / "teachers" / "text.yaml"), TeacherSettings)
-    with pytest.raises(ConfigError, match=r"merge\.yaml is no training that can be planned"):
-        read_training(folder / "merge.yaml")
+
+
+@pytest.mark.parametrize("name", ["merge", "sft", "evaluate", "demo"])
+def test_other_kinds_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\.yaml is no training that can be planned"):
+        read_training(asset_folder() / "configs" / f"{name}.yaml")
+
+
+def test_a_typo_does_not_hide_the_kind(config: Path) -> None:
+    config.write_text(config.read_text().replace("teachers:", "teacher:"))
+    with pytest.raises(ConfigError, match="Did you mean 'teachers'"):
+        read_training(config)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +130,7 @@ def test_the_kind_is_recognised() -> None:
     [
         (
             ["asset:configs/evaluate.yaml"],
-            ["no training that can be planned", "'prompts', 'teachers'", "To fix:"],
+            ["no training that can be planned", "a Flow-GRPO teacher", "To fix:"],
         ),
         (["asset:configs/distil.yaml"], ["asset"]),
         (["absent.yaml"], ["absent.yaml"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +117,7 @@ def planned(settings: TrainingSettings) -> Plan:
 DISTILLATIONS: dict[str, dict[str, Any]] = {
     "ragged micro-batches and unequal shares": {
         "micro_batch_size": 3,
+        "compute": {"guidance_batching": "sequential"},
         "task_shares": {"shapes": 3.0, "signs": 1.0},
     },
     "checkpointing, no guidance": {
@@ -162,6 +164,16 @@ def test_memory_is_that_of_a_real_update(disk) -> None:
 def test_memory_of_grpo_is_that_of_a_real_update(disk) -> None:
     settings = from_values(disk.grpo(micro_batch_size=8), TeacherSettings)
     assert allocated(planned(settings), False) == pytest.approx(real_round(settings, disk).peak(), rel=0.10)
+
+
+def test_flux_is_planned_too(disk, flux_base: Path) -> None:
+    """Packed latents, rotary positions, an embedded guidance: whatever the backbone does is what is counted."""
+    base = {"path": str(flux_base), "max_sequence_length": 6, "embedded_guidance": 3.5}
+    settings = from_values(disk.grpo(base=base, micro_batch_size=8), TeacherSettings)
+    plan, real = planned(settings), real_round(settings, disk)
+    assert plan.base["text_tokens"] == 6
+    assert sum(plan.flops.values()) == pytest.approx(real.flops(), rel=1e-6)
+    assert allocated(plan, False) == pytest.approx(real.peak(), rel=0.10)
 
 
 def test_memory_is_proportional_to_the_micro_batch(disk) -> None:
