@@ -89,10 +89,11 @@ def test_an_unknown_base_offline_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError) as refusal:
         read_architecture(base("someone/unknown"))
     message = str(refusal.value)
-    assert "the hub gave no model_index.json" in message
+    assert message.startswith("the base, whose model_index.json this package does not hold,")
     assert "'someone/unknown'" in message
     assert MEDIUM in message
-    assert "To fix: go online once" in message
+    assert "Allowed:" in message
+    assert "To fix: Known without the hub:" in message
 
 
 def test_a_damaged_or_missing_config_file_is_named(disk, tmp_path: Path) -> None:

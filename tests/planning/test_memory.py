@@ -134,6 +134,11 @@ def test_text_encoders_that_do_not_fit_are_told_apart() -> None:
     found = verdict(options(per_row=0.5, checkpointed=0.1, encoding=20 * GIB))
     assert not found.fits
     assert found.advice.startswith("encoding the prompts needs 21.0 GiB")
+    assert "base.t5" not in found.advice
+    assert (
+        "set base.t5 to false, or encode"
+        in verdict(options(per_row=0.5, checkpointed=0.1, encoding=20 * GIB, t5_may_go=True)).advice
+    )
     assert "does not fit" not in found.advice
 
 

@@ -52,6 +52,7 @@ def settings(**changes: Any) -> DistillSettings:
             "resolution": 512,
             "offline": True,
         },
+        "embeddings": {},
         "teachers": [*named, quality],
         "anchor": {"teacher": "quality", "guidance_scale": 4.5},
         "cold_start": {"merge": {"name": "svd", "rank": 32}},

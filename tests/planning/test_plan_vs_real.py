@@ -167,8 +167,8 @@ def test_memory_of_grpo_is_that_of_a_real_update(disk) -> None:
 
 
 def test_flux_is_planned_too(disk, flux_base: Path) -> None:
-    """Packed latents, rotary positions, an embedded guidance: whatever the backbone does is what is counted."""
-    base = {"path": str(flux_base), "max_sequence_length": 6, "embedded_guidance": 3.5}
+    """Packed latents, rotary positions, an embedded guidance: what the backbone does is what is counted."""
+    base = {"path": str(flux_base), "max_sequence_length": 6, "embedded_guidance": 3.5, "resolution": 16}
     settings = from_values(disk.grpo(base=base, micro_batch_size=8), TeacherSettings)
     plan, real = planned(settings), real_round(settings, disk)
     assert plan.base["text_tokens"] == 6

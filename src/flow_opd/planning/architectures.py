@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import locate_model
 from flow_opd.errors import ConfigError, explain
+from flow_opd.hub import HUB_ERRORS, hub_trouble
 
 BASES = Path(__file__).parent / "bases"  # owner/name/, laid out as in the repository, config files only
 INDEX = "model_index.json"
@@ -84,7 +84,7 @@ def _reader(where: str, base: BaseModelSettings) -> tuple[Reader, str]:
         return partial(_from_folder, folder), str(where)
     if where in bundled():
         return partial(_from_folder, BASES / where), f"{where}, config files of this package"
-    return partial(_from_hub, where, base.revision, base.offline), f"{where}, config files of the hub"
+    return partial(_from_hub, base), f"{where}, config files of the hub"
 
 
 def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
@@ -101,19 +101,14 @@ def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
         ) from None
 
 
-def _from_hub(repository: str, revision: str | None, offline: bool, name: str) -> Mapping[str, Any]:
+def _from_hub(base: BaseModelSettings, name: str) -> Mapping[str, Any]:
     try:
-        file = hf_hub_download(repository, name, revision=revision, local_files_only=offline)
-    except (EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            explain(
-                f"the shapes of this base are not known, and the hub gave no {name} ({reason})",
-                value=repository,
-                allowed=f"{', '.join(bundled())}; a local diffusers folder; a hub id that can be reached",
-                fix="go online once, log in if the model is gated, or give a folder with the config files",
-            )
-        ) from error
+        file = hf_hub_download(base.path, name, revision=base.revision, local_files_only=base.offline)
+    except HUB_ERRORS as error:
+        what = f"the base, whose {name} this package does not hold,"
+        hint = f"Known without the hub: {', '.join(bundled())}; a folder is read as it is."
+        message = hub_trouble(error, base.path, what=what, offline=base.offline, hint=hint)
+        raise ConfigError(message) from error
     return _parsed(Path(file))
 
 

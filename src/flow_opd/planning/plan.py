@@ -145,6 +145,7 @@ def make_plan(
         rows=share.trajectories,
         encoding=whole,
         savings=_savings(settings, fixed, sizes["transformer"] - sharded),
+        t5_may_go="text_encoder_3" in networks,  # Stable Diffusion 3 was trained without it too, FLUX was not
     )
     run, naive_run = (sum(each.values()) * job.updates for each in (flops, naive_flops))
     return Plan(

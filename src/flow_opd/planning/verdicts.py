@@ -28,6 +28,7 @@ class Options:
     rows: int  # of a process: the largest micro-batch that makes sense
     encoding: int  # bytes while prompts are encoded
     savings: tuple[Saving, ...] = ()  # what else can be changed, the cheapest first
+    t5_may_go: bool = False  # whether the base can do without its largest text encoder
 
     def need(self, *, checkpointing: bool, micro_batch: int, saved: Sequence[Saving] = ()) -> float:
         """Returns the GiB that a card must have."""
@@ -82,7 +83,8 @@ def _advice(machine: Machine, options: Options, needs: float, micro_batch: int, 
     if not encodes:
         lines.append(
             f"encoding the prompts needs {needed(options.encoding):.1f} GiB, with base, VAE and text "
-            "encoders together: set base.t5 to false, or encode them on a larger card"
+            f"encoders together: {'set base.t5 to false, or ' if options.t5_may_go else ''}encode them on a "
+            "larger card and take the embeddings along"
         )
     if needs > machine.memory:
         tries = (
@@ -110,5 +112,7 @@ def _ways(machine: Machine, options: Options, micro_batch: int, saved: Sequence[
         least = options.need(checkpointing=on, micro_batch=rows, saved=saved)
         bound = "at most " if any(saving.at_least for saving in saved) else ""
         way = f"{' and '.join(changes)} ({bound}{least:.1f} GiB)"
-        (few if len(changes) < len(saved) + 2 else many).append(way)
+        if len(changes) == len(saved):
+            return [way]
+        (few if len(changes) == len(saved) + 1 else many).append(way)
     return few or many
