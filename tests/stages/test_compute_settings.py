@@ -36,19 +36,24 @@ def distillation(out: Path, *overrides: str) -> DistillSettings:
 
 
 def stages(out: Path, *overrides: str) -> dict[str, Callable[[], Path]]:
-    """Returns a stage by its name, ready to run."""
+    """Returns a stage by its name, ready to run for seconds at most."""
     place = [f"run.out={out}", *overrides]
+    walk = ["sampling.num_steps=2", "sampling.stochastic_steps=[0, 0]", "steps_per_round=1"]
+    round_ = ["run.rounds=1", "group_size=2", "groups_per_round=1", "updates_per_round=1"]
+    specialist = (CONFIGS / "teachers" / "composition.yaml", TeacherSettings, [*place, *walk, *round_])
+    sheet = "domains={quality: {path: asset:prompts/test/quality.jsonl, limit: 1}}"
+    alone = ["rows={base: {guidance_scale: 1.0}}", "roles={base: base}", "grid_prompts=0", "num_steps=1"]
+    table = (CONFIGS / "evaluate.yaml", EvaluateSettings, [*place, sheet, *alone])
     drawing = {
         "run": {"out": str(out)},
         "base": {"path": "asset:base", "max_sequence_length": 0},
         "prompts": ["a red circle"],
         "num_steps": 1,
     }
-    specialist, table = CONFIGS / "teachers" / "composition.yaml", CONFIGS / "evaluate.yaml"
     return {
         "distill": lambda: distill.run(distillation(out, *overrides), resume=False),
-        "teacher": lambda: teacher.run(read(specialist, TeacherSettings, place), resume=False),
-        "evaluate": lambda: evaluate.run(read(table, EvaluateSettings, place), resume=False),
+        "teacher": lambda: teacher.run(read(*specialist), resume=False),
+        "evaluate": lambda: evaluate.run(read(*table), resume=False),
         "generate": lambda: generate.run(from_values(drawing, GenerateSettings, overrides), resume=False),
     }
 

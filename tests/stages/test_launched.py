@@ -36,9 +36,16 @@ DEMO = [
 
 
 def run(folder: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """Runs the short demo, in which both halves look up prompts that were encoded beforehand."""
+    cache = folder.with_name(f"{folder.name}-embeddings")
+    embeddings = [
+        word
+        for part in ("distill", "evaluate")
+        for word in ("--set", f"{part}.embeddings={{folder: '{cache}', batch_size: 8, shard_size: 64}}")
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [sys.executable, *launcher, *DEMO, "--out", str(folder)],
+        [sys.executable, *launcher, *DEMO, *embeddings, "--out", str(folder)],
         capture_output=True,
         text=True,
         env=environment,
@@ -68,6 +75,8 @@ def test_two_launched_processes_leave_what_one_leaves(tmp_path: Path) -> None:
                 metric,
             )
             assert same["metrics"][metric]["n"] == cell["n"]
+    shares = [len(list((tmp_path / f"{name}-embeddings").glob("*/*"))) for name in ("one", "two")]
+    assert shares[1] >= shares[0] > 1, "every process wrote shards of its own"
     assert json.loads((tmp_path / "two/training.json").read_text())["processes"] == 2
 
 

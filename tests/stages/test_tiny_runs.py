@@ -87,6 +87,24 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in files} == before, "pictures may go into a run folder"
 
 
+def test_swapped_teacher_files_are_noticed_at_a_resume(tmp_path: Path) -> None:
+    for name in ("text", "quality"):
+        shutil.copytree(asset_folder() / "teachers" / name, tmp_path / name)
+    command = [
+        "distill",
+        "asset:configs/distill.yaml",
+        *("--out", "student", "--set", "run.rounds=1", "--set", "prompts_per_round=4", *SHORT_WALK),
+        *("--set", "teachers.1.adapter=text", "--set", "teachers.3.adapter=quality"),
+    ]
+    succeeds(*command, cwd=tmp_path)
+    (tmp_path / "text").rename(tmp_path / "kept")
+    (tmp_path / "quality").rename(tmp_path / "text")
+    (tmp_path / "kept").rename(tmp_path / "quality")
+    before = (tmp_path / "student/adapter/adapter_model.safetensors").read_bytes()
+    assert "other settings" in refused(*command, cwd=tmp_path)
+    assert (tmp_path / "student/adapter/adapter_model.safetensors").read_bytes() == before
+
+
 def test_teachers_are_evaluated_and_what_changed_is_scored_again(tmp_path: Path) -> None:
     judge = tmp_path / "deqa"
     shutil.copytree(asset_folder() / "rewards" / "deqa", judge)

@@ -25,6 +25,9 @@ class FluxBackbone(DiffusersBackbone):
     Latents keep their shape [B, C, H, W] everywhere; the transformer's tokens, 2x2 latent pixels each, are
     made inside of `velocity`. Guidance of a policy is true classifier-free guidance with the empty
     prompt; the guidance that FLUX.1-dev was distilled with is an input of its own and the same for all.
+
+    The default targets of LoRA (`config.common.ATTENTION_PROJECTIONS`) are here eight projections of each
+    double block, and three of each single block: attn.to_q, attn.to_k, attn.to_v.
     """
 
     pipeline = FluxPipeline
