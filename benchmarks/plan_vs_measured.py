@@ -67,6 +67,8 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
     real = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(real)
     encoder = Encoded(real, [*prompts, Prompt("", "")])
+    real.free_encoders()
+    real.free_vae()
     for teacher in settings.teachers:
         bank.load(teacher.name, locate(teacher.adapter))
     if settings.anchor is not None and settings.anchor.adapter is not None:
@@ -178,6 +180,7 @@ def miniature() -> dict[str, Any]:
     return {
         "run": {"out": "unused", "rounds": 3},
         "base": {"path": "asset:base", "max_sequence_length": 0},
+        "embeddings": {},
         "teachers": [
             {"name": name, "tasks": [name], "adapter": f"asset:teachers/{name}", "guidance_scale": guidance}
             for name, guidance in (("composition", 1.0), ("text", 4.5), ("preference", 4.5), ("quality", 1.0))
@@ -199,6 +202,7 @@ def middle(folder: Path) -> dict[str, Any]:
     return {
         "run": {"out": "unused", "rounds": 3},
         "base": {"path": str(folder / "base"), "max_sequence_length": 0},
+        "embeddings": {},
         "teachers": [
             {"name": name, "tasks": [name], "adapter": str(folder / name), "guidance_scale": 4.5}
             for name in ("one", "two")
