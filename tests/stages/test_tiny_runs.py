@@ -165,6 +165,9 @@ def test_a_student_starts_from_its_teachers_images(tmp_path: Path) -> None:
     start = load_file(tmp_path / "student/cold_start/adapter_model.safetensors")
     for name, value in load_file(folder / "adapter/adapter_model.safetensors").items():
         assert value.equal(start[name])
+    shutil.rmtree(folder / "samples")
+    succeeds(*command, "--set", "optimizer.learning_rate=1e-4", cwd=tmp_path)
+    assert not (folder / "samples").exists(), "a finished training needs no images"
 
 
 def test_demo_leaves_everything_behind(tmp_path: Path) -> None:
