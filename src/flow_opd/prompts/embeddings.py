@@ -65,7 +65,9 @@ class EmbeddingCache:
             processes: who shares the work; all see the same folder.
             on_batch: called with the number of texts after each batch.
         """
+        self._scan()
         shards = sorted({place[0] for place in self._places.values()})
+        processes.wait()  # all have the same list before anybody removes something
         for number in processes.rows(len(shards)):
             if sha256(shards[number]) != shards[number].stem:
                 shards[number].unlink()
