@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from flow_opd import shards as shards_module
 from flow_opd.errors import DataError
-from flow_opd.prompts import embeddings
 from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.types import Conditioning, Prompt
 from tiny import PROMPTS, Tiny
@@ -96,8 +96,8 @@ def test_a_full_disk_loses_nothing_that_was_finished(
             raise OSError(errno.ENOSPC, "No space left on device", str(shards_written[0]))
         original(target, content)
 
-    original = embeddings.write_bytes
-    monkeypatch.setattr(embeddings, "write_bytes", full)
+    original = shards_module.write_bytes
+    monkeypatch.setattr(shards_module, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         filled(tmp_path, encoder)
     monkeypatch.undo()

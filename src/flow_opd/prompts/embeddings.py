@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from torch import Tensor
 
 from flow_opd.errors import DataError, explain
-from flow_opd.files import sha256, write_bytes
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import PromptEncoder
+from flow_opd.shards import ShardFolder
 from flow_opd.types import Conditioning, Prompt
-
-SUFFIX = ".safetensors"
 
 
 class EmbeddingCache:
     """Encoded prompts in shards below one folder, for one identity of the encoders.
 
-    A shard holds `embeds` [N, L, D] and `pooled` [N, P], in its header the keys of the N texts, and is named
-    by the hash of its bytes: a damaged shard does not have its name's hash, and is made again. Shards are
-    written whole or not at all, so filling goes on where it was killed.
+    A shard holds `embeds` [N, L, D] and `pooled` [N, P], and in its header the keys of the N texts. A damaged
+    shard is made again, and filling goes on where it was killed.
     """
 
     def __init__(self, folder: Path, identity: str, *, shard_size: int = 256) -> None:
@@ -39,7 +34,7 @@ class EmbeddingCache:
         """
         self.folder = folder / identity
         self.shard_size = shard_size
-        self._open: dict[Path, Any] = {}
+        self._shards = ShardFolder(self.folder)
         self._places: dict[str, tuple[Path, int]] = {}  # key of a text -> shard and row
         self._scan()
 
@@ -65,11 +60,7 @@ class EmbeddingCache:
             processes: who shares the work; all see the same folder.
             on_batch: called with the number of texts after each batch.
         """
-        shards = sorted({place[0] for place in self._places.values()})
-        for number in processes.rows(len(shards)):
-            if sha256(shards[number]) != shards[number].stem:
-                shards[number].unlink()
-        processes.wait()
+        self._shards.remove_damaged(processes)
         self._scan()
         wanted = self.missing(texts)
         own = [wanted[row] for row in processes.rows(len(wanted))]
@@ -94,30 +85,25 @@ class EmbeddingCache:
                     fix="name the file with this prompt in the configuration, so that it is encoded first",
                 )
             )
-        rows = [self._row(prompt.text) for prompt in prompts]
         return Conditioning(
-            torch.stack([row["embeds"] for row in rows]),
-            torch.stack([row["pooled"] for row in rows]),
+            self._rows("embeds", prompts),
+            self._rows("pooled", prompts),
             tuple(prompt.task for prompt in prompts),
         )
 
-    def _row(self, text: str) -> Mapping[str, torch.Tensor]:
-        shard, row = self._places[_key(text)]
-        if shard not in self._open:
-            self._open[shard] = safe_open(shard, framework="pt")
-        return {name: self._open[shard].get_slice(name)[row] for name in ("embeds", "pooled")}
+    def _rows(self, name: str, prompts: Sequence[Prompt]) -> Tensor:
+        places = [self._places[_key(prompt.text)] for prompt in prompts]
+        return torch.stack([self._shards.row(shard, name, at) for shard, at in places])
 
     def _scan(self) -> None:
-        """Finds out which text lies where; a file that cannot be read counts as absent and is removed."""
-        self._places, self._open = {}, {}
-        for shard in sorted(self.folder.glob(f"*{SUFFIX}")):
+        """Finds out which text lies where."""
+        self._places = {}
+        for shard, header in self._shards.headers():
             try:
-                with safe_open(shard, framework="pt") as reader:
-                    keys = json.loads(reader.metadata()["texts"])
-            except (OSError, SafetensorError, TypeError, KeyError, ValueError):
-                shard.unlink(missing_ok=True)
+                keys = json.loads(header["texts"])
+            except (KeyError, ValueError):  # damaged; `fill` removes it
                 continue
-            self._places |= {key: (shard, row) for row, key in enumerate(keys)}
+            self._places |= {key: (shard, at) for at, key in enumerate(keys)}
 
     def _write(
         self, texts: list[str], encoder: PromptEncoder, batch_size: int, on_batch: Callable[[int], None]
@@ -128,9 +114,8 @@ class EmbeddingCache:
                 parts.append(encoder.encode_prompts([Prompt(text, "") for text in batch]))
             on_batch(len(batch))
         whole = Conditioning.cat(parts)
-        tensors = {"embeds": whole.embeds.cpu().contiguous(), "pooled": whole.pooled.cpu().contiguous()}
-        content = save(tensors, metadata={"texts": json.dumps([_key(text) for text in texts])})
-        write_bytes(self.folder / f"{hashlib.sha256(content).hexdigest()}{SUFFIX}", content)
+        keys = json.dumps([_key(text) for text in texts])
+        self._shards.write({"embeds": whole.embeds, "pooled": whole.pooled}, {"texts": keys})
 
 
 def _batches(texts: list[str], size: int) -> Iterator[list[str]]:

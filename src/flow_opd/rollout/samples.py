@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Generator, Tensor
 
 from flow_opd.errors import NonFiniteError, explain
-from flow_opd.files import sha256, write_bytes
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import PromptEncoder, VelocityField
 from flow_opd.rollout.sampler import generate_latents, micro_rows
+from flow_opd.shards import ShardFolder
 from flow_opd.types import Prompt
-
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,8 @@ class TeacherSamples:
 
     Images are numbered: image n of prompt p is row p * images_per_prompt + n. The rows are sorted by task, so
     that a batch asks few teachers, and cut into shards once and for all: a shard has the same bytes whoever
-    makes it, in whatever order. It holds `x0` [N, C, H, W], float32, has its number in its header, and is
-    named by the hash of its bytes: a damaged shard does not have its name's hash, and is made again. Shards
-    are written whole or not at all, so filling goes on where it was killed.
+    makes it, in whatever order. It holds `x0` [N, C, H, W], float32, and in its header its number. A damaged
+    shard is made again, and filling goes on where it was killed.
     """
 
     def __init__(
@@ -71,8 +64,8 @@ class TeacherSamples:
         order = sorted(range(len(self)), key=lambda row: self.prompt(row).task)
         self._plan = [order[start : start + shard_size] for start in range(0, len(order), shard_size)]
         self._place = {row: place for place, row in enumerate(order)}
-        self._shards: dict[int, Path] = {}
-        self._open: dict[int, Any] = {}
+        self._shards = ShardFolder(self.folder)
+        self._files: dict[int, Path] = {}  # number of a shard -> where it is
 
     def __len__(self) -> int:
         return len(self.prompts) * self.images_per_prompt
@@ -83,7 +76,8 @@ class TeacherSamples:
 
     def x0(self, rows: Sequence[int]) -> Tensor:
         """Returns the clean latents of images, [N, C, H, W], float32; they must have been drawn."""
-        return torch.stack([self._read(*divmod(self._place[row], self.shard_size)) for row in rows])
+        places = [divmod(self._place[row], self.shard_size) for row in rows]
+        return torch.stack([self._shards.row(self._files[shard], "x0", at) for shard, at in places])
 
     def fill(
         self,
@@ -103,8 +97,9 @@ class TeacherSamples:
         Raises:
             NonFiniteError: if a teacher draws something that is not finite; its shard is not written.
         """
-        self._check(processes)
-        missing = [shard for shard in range(len(self._plan)) if shard not in self._shards]
+        self._shards.remove_damaged(processes)
+        self._scan()
+        missing = [shard for shard in range(len(self._plan)) if shard not in self._files]
         own = [missing[row] for row in processes.rows(len(missing))]
         if drawing.in_step:  # who has no shard left makes the last one too: the same bytes, the same name
             own += missing[-1:] * (-(-len(missing) // processes.count) - len(own))
@@ -117,30 +112,13 @@ class TeacherSamples:
                 parts.append(self._draw(rows or self._plan[shard][:1], drawing)[: len(rows)])
                 drawn += len(rows)
                 on_images(min(there + drawn * processes.count, len(self)))
-            content = save({"x0": torch.cat(parts)}, metadata={"shard": str(shard)})
-            write_bytes(self.folder / f"{hashlib.sha256(content).hexdigest()}{SUFFIX}", content)
-        processes.wait()
-        self._scan()
-
-    def _check(self, processes: Processes) -> None:
-        """Removes shards without the hash of their name, and what a kill in the middle of a write left."""
-        files = sorted(self.folder.glob(f"*{SUFFIX}"))
-        processes.wait()  # until all have seen the same files
-        for file in [files[row] for row in processes.rows(len(files))]:
-            if sha256(file) != file.stem:
-                file.unlink()
-        if processes.is_main:
-            for leftover in self.folder.glob(".tmp-*"):
-                leftover.unlink()
+            self._shards.write({"x0": torch.cat(parts)}, {"shard": str(shard)})
         processes.wait()
         self._scan()
 
     def _scan(self) -> None:
-        """Finds out which shards are there, by their headers."""
-        self._shards, self._open = {}, {}
-        for file in self.folder.glob(f"*{SUFFIX}"):
-            with safe_open(file, framework="pt") as reader:
-                self._shards[int(reader.metadata()["shard"])] = file
+        """Finds out which shards are there."""
+        self._files = {int(header["shard"]): file for file, header in self._shards.headers()}
 
     def _batches(self, shard: int, drawing: Drawing) -> Iterator[list[int]]:
         """Yields the images of a shard in batches; in step every shard has as many, the last ones empty."""
@@ -170,8 +148,3 @@ class TeacherSamples:
                     )
                 )
         return x0
-
-    def _read(self, shard: int, at: int) -> Tensor:
-        if shard not in self._open:
-            self._open[shard] = safe_open(self._shards[shard], framework="pt")
-        return self._open[shard].get_slice("x0")[at]

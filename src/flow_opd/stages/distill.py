@@ -26,7 +26,6 @@ from flow_opd.stages.identity import fingerprint, prompt_files
 from flow_opd.stages.launch import check_shares, join_processes
 from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.stages.training import (
-    ADAPTER,
     STUDENT,
     loop_settings,
     open_run,
@@ -175,6 +174,3 @@ def algorithm_of(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[B
         clip_range=objective.clip_range,
         advantage_clip=objective.advantage_clip,
     )
-
-
-__all__ = ["ADAPTER", "ANCHOR", "COLD_START", "run"]
