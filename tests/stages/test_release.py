@@ -197,5 +197,5 @@ def test_uploading_names_the_listed_files_and_tells_of_trouble(
         raise HfHubHTTPError("refused", response=reply)
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(ConfigError, match=r"'--repo'.*status 401.*'owner/student'"):
+    with pytest.raises(ConfigError, match=r"'--repo' \(refused\).*'owner/student'.*hf auth login"):
         publish.run(settings, resume=False)

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from flow_opd.adapters.reading import weights_file
 from flow_opd.config.locations import alike, hub_id, locate
 from flow_opd.errors import AdapterError, explain
-from flow_opd.hub import HUB_ERRORS, hub_trouble
+from flow_opd.hub import hub_trouble_told
 
 DOWNLOADED = ("*.safetensors", "*.json")  # never a file that could run code
 NOT_DOWNLOADED = tuple(f"{part}*/*" for part in ("transformer", "unet", "text_encoder", "tokenizer", "vae"))
@@ -31,7 +31,8 @@ def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
     repository = hub_id(name)
     if repository is None:
         return locate(name, key=key)
-    try:
+    what, hint = f"the adapter in '{key}'", alike(Path(name))
+    with hub_trouble_told(name, what=what, offline=offline, hint=hint, error=AdapterError):
         folder = snapshot_download(
             repository.name,
             revision=repository.revision,
@@ -39,11 +40,6 @@ def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
             ignore_patterns=list(NOT_DOWNLOADED),
             local_files_only=offline,
         )
-    except HUB_ERRORS as error:
-        what = f"the adapter in '{key}'"
-        raise AdapterError(
-            hub_trouble(error, name, what=what, offline=offline, hint=alike(Path(name)))
-        ) from error
     try:
         weights_file(folder)
     except AdapterError as error:

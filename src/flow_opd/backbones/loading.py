@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from torch import nn
 
 from flow_opd.backbones.compute import choose_device, prepare
 from flow_opd.backbones.flux import FluxBackbone
-from flow_opd.backbones.hub import INDEX, is_offline, pipeline_index, told_as_config_error
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import locate_model
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError, FlowOPDError, explain
+from flow_opd.hub import hub_trouble_told, is_offline
 
 BACKBONES: dict[str, type[DiffusersBackbone]] = {
     "StableDiffusion3Pipeline": SD3Backbone,
     "FluxPipeline": FluxBackbone,
 }
 """The pipeline class that a base's model_index.json names -> its backbone."""
+
+INDEX = "model_index.json"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,8 +45,11 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
     """
     source = locate_model(base.path, key="base.path")
     device = choose_device(compute.device)
-    with told_as_config_error(source, base):
-        index = pipeline_index(source, base)
+    trouble = hub_trouble_told(
+        source, what="the base in 'base.path'", revision=base.revision, offline=base.offline
+    )
+    with _damage_told(source), trouble:
+        index = _pipeline_index(source, base)
         kind = _kind(index, source)
         absent = kind.absent_parts(index, base)
         with quiet_loading():
@@ -49,7 +58,7 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
                 dtype=DTYPES[base.dtype],
                 revision=base.revision,
                 variant=base.variant,
-                local_files_only=is_offline(base),
+                local_files_only=is_offline(base.offline),
                 use_safetensors=True,
                 **absent,
             )
@@ -62,6 +71,51 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
     backbone = kind.wrap(pipe, base)
     prepare(backbone, compute)
     return backbone
+
+
+@contextmanager
+def _damage_told(source: str) -> Iterator[None]:
+    """Turns whatever the libraries raise over the files of a base into one message that says what to do."""
+    try:
+        yield
+    except FlowOPDError:
+        raise
+    except Exception as fault:  # safetensors, JSON, torch, diffusers: each has errors of its own
+        raise ConfigError(
+            explain(
+                f"the base cannot be loaded ({type(fault).__name__}: {str(fault).strip()[:300]})",
+                value=source,
+                allowed="a complete diffusers folder in safetensors, or a hub id that can be reached",
+                fix="correct base.path (and base.variant, if it is set), or copy or download the base again",
+            )
+        ) from fault
+
+
+def _pipeline_index(source: str, base: BaseModelSettings) -> dict[str, Any]:
+    """Returns the model_index.json of a base: its pipeline class, and which parts it was saved with.
+
+    Raises:
+        ConfigError: if a folder has none.
+    """
+    folder = Path(source)
+    file = folder / INDEX
+    if not folder.exists():
+        file = Path(
+            huggingface_hub.hf_hub_download(
+                source, INDEX, revision=base.revision, local_files_only=is_offline(base.offline)
+            )
+        )
+    elif not file.is_file():
+        raise ConfigError(
+            explain(
+                "the base is not a diffusers folder",
+                value=source,
+                allowed=f"a folder with a {INDEX}, or a hub id",
+                fix="point base.path at the folder that save_pretrained wrote",
+            )
+        )
+    index: dict[str, Any] = json.loads(file.read_text())
+    return index
 
 
 def _kind(index: Mapping[str, Any], source: str) -> type[DiffusersBackbone]:

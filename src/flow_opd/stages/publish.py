@@ -11,8 +11,8 @@ from rich.table import Table
 
 from flow_opd.adapters.reading import PICKLED, weights_file
 from flow_opd.config.release import PublishSettings
-from flow_opd.errors import ConfigError, DataError, explain
-from flow_opd.hub import HUB_ERRORS, hub_trouble
+from flow_opd.errors import DataError, explain
+from flow_opd.hub import hub_trouble_told
 from flow_opd.stages.adapters import adapter_of
 from flow_opd.stages.card import CARD
 
@@ -93,7 +93,7 @@ def _print(files: list[Path], folder: Path, card: ModelCard, settings: PublishSe
 
 def _upload(files: list[Path], folder: Path, settings: PublishSettings) -> None:
     api = HfApi()
-    try:
+    with hub_trouble_told(settings.repo, what="the repository in '--repo'"):
         api.create_repo(settings.repo, private=settings.private, exist_ok=True)
         api.upload_folder(
             repo_id=settings.repo,
@@ -101,5 +101,3 @@ def _upload(files: list[Path], folder: Path, settings: PublishSettings) -> None:
             allow_patterns=[str(file.relative_to(folder)) for file in files],
             commit_message="Adapter and model card by flow-opd",
         )
-    except HUB_ERRORS as error:
-        raise ConfigError(hub_trouble(error, settings.repo, what="the repository in '--repo'")) from error
