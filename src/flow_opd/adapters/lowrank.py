@@ -81,7 +81,7 @@ def nearest_to(delta: Tensor, rank: int) -> tuple[LowRank, float, float]:
     size = delta.shape[0]
     rank = min(rank, size)
     _, vectors = eigh((delta @ delta.T).numpy(), subset_by_index=(size - rank, size - 1))
-    left = torch.from_numpy(vectors[:, ::-1].copy())
+    left = torch.from_numpy(vectors)
     right = left.T @ delta
     lengths = right.norm(dim=1)  # the singular values
     root = torch.where(lengths > 0, lengths.sqrt(), 1.0)
