@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from flow_opd.errors import FlowOPDError, explain
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two as a shell counts signals
 
 
 @contextmanager
@@ -24,6 +25,9 @@ def told_to_the_user() -> Iterator[None]:
     except FlowOPDError as error:
         complain(str(error))
         raise typer.Exit(USER_ERROR) from None
+    except BrokenPipeError:  # what reads the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_GONE) from None
     except OSError as error:
         complain(
             explain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,14 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def is_first_launched() -> bool:
+    """Says whether this is the first of the processes that a launcher has started, or the only one.
+
+    It is known before the processes have joined.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

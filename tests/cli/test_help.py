@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flow_opd.cli import app
+from flow_opd.console import READER_GONE
 
 COMMANDS = [
     ["miniature"],
@@ -98,6 +99,20 @@ def test_reading_a_configuration_needs_no_torch(tmp_path: Path) -> None:
         f"read({str(tmp_path / 'merge.yaml')!r}, MergeSettings); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flow_opd", "demo", "--check"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == b""
+    assert process.wait() == READER_GONE
 
 
 def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:

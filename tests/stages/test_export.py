@@ -71,6 +71,7 @@ def test_an_export_is_loaded_again_and_says_so(
 def test_fused_weights_need_no_adapter(world: Path, tmp_path: Path) -> None:
     out = export.run(settings(world, tmp_path / "out", format="peft", fused=True), resume=False)
     assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt")]
+    assert str(world) not in (out / "transformer" / "config.json").read_text()
     fused = SD3Transformer2DModel.from_pretrained(out / "transformer").state_dict()
     bare = new_tiny_pipeline().transformer.state_dict()
     student = read_adapter(world / "run" / "adapter")
@@ -88,28 +89,28 @@ def test_half_precision_is_told_apart_from_no_effect(world: Path, tmp_path: Path
         assert (out / "transformer").is_dir()
 
 
-def broken_peft(lora: LoraWeights, folder: Path, base: object) -> None:
+def broken_peft(lora: LoraWeights, folder: Path) -> None:
     """Alpha as the rank."""
     LoraWeights(lora.rank, lora.rank, lora.factors, lora.target_modules).write(folder)
 
 
-def peft_keys(lora: LoraWeights, folder: Path, base: object) -> None:
+def peft_keys(lora: LoraWeights, folder: Path) -> None:
     """The peers' mistake: PEFT's keys in a file of diffusers, loaded without effect."""
     write_diffusers(lora, folder)
     rewrite(folder / DIFFUSERS_FILE, lambda key: key.replace("transformer.", "base_model.model.", 1))
 
 
-def no_metadata(lora: LoraWeights, folder: Path, base: object) -> None:
+def no_metadata(lora: LoraWeights, folder: Path) -> None:
     write_diffusers(lora, folder)
     rewrite(folder / DIFFUSERS_FILE, lambda key: key)
 
 
-def no_alpha(lora: LoraWeights, folder: Path, base: object) -> None:
+def no_alpha(lora: LoraWeights, folder: Path) -> None:
     write_comfyui(lora, folder)
     rewrite(folder / COMFYUI_FILE, lambda key: None if key.endswith(".alpha") else key)
 
 
-def swapped_streams(lora: LoraWeights, folder: Path, base: object) -> None:
+def swapped_streams(lora: LoraWeights, folder: Path) -> None:
     write_comfyui(lora, folder)
     swap = {"x_block": "context_block", "context_block": "x_block"}
 
@@ -120,7 +121,7 @@ def swapped_streams(lora: LoraWeights, folder: Path, base: object) -> None:
     rewrite(folder / COMFYUI_FILE, other)
 
 
-def unknown_key(lora: LoraWeights, folder: Path, base: object) -> None:
+def unknown_key(lora: LoraWeights, folder: Path) -> None:
     write_comfyui(lora, folder)
     rewrite(folder / COMFYUI_FILE, lambda key: key.replace("joint_blocks_0_", "joint_blocks_7_"))
 
@@ -201,3 +202,26 @@ def test_a_base_that_nobody_names(world: Path, tmp_path: Path) -> None:
         export.run(
             settings(world, tmp_path / "out", source=str(tmp_path / "adapter"), base=None), resume=False
         )
+
+
+def test_a_base_is_named_only_where_others_know_it(world: Path, tmp_path: Path) -> None:
+    def named(source: Path, out: str) -> str | None:
+        export.run(settings(world, tmp_path / out, source=str(source), format="peft"), resume=False)
+        name: str | None = json.loads((tmp_path / out / CONFIG_FILE).read_text())["base_model_name_or_path"]
+        return name
+
+    assert named(world / "run", "local") is None
+    read_adapter(world / "run" / "adapter").write(tmp_path / "published", "owner/base")
+    assert named(tmp_path / "published", "hub") == "owner/base"
+
+
+def test_a_slightly_wrong_alpha_is_caught_in_half_precision_too(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weaker(lora: LoraWeights, folder: Path) -> None:
+        LoraWeights(lora.rank, 0.85 * lora.alpha, lora.factors, lora.target_modules).write(folder)
+
+    monkeypatch.setitem(export.WRITERS, "peft", weaker)
+    base = BaseModelSettings(path=str(world / "base"), max_sequence_length=0, dtype="bfloat16")
+    with pytest.raises(AdapterError, match="does not act"):
+        export.run(settings(world, tmp_path / "out", format="peft", base=base), resume=False)

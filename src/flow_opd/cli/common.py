@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +86,9 @@ def run_stage(
             typer.echo(to_yaml(settings), nl=False)
             return
         result: Path = importlib.import_module(f"flow_opd.stages.{stage}").run(settings, resume=resume)
-        if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher has started
+        from flow_opd.processes import is_first_launched  # here, as it takes torch along
+
+        if is_first_launched():
             Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
 
 

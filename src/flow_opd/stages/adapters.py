@@ -13,6 +13,7 @@ from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import hub_id
 from flow_opd.config.recorded import CONFIG, base_of, recorded
 from flow_opd.errors import ConfigError, explain
+from flow_opd.processes import is_first_launched
 from flow_opd.stages.training import ADAPTER
 
 
@@ -30,8 +31,8 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
         AdapterError: if it cannot be had from the hub, or is no LoRA that can be taken exactly.
     """
     lora = read_adapter(adapter_folder(name, key=key, offline=base.offline), alpha=alpha)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_first_launched())
     for note in (*lora.notes, *_other_base(lora, base)):
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"note: adapter {name}: {note}", markup=False)
     return lora
 
