@@ -21,8 +21,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.settings import LoraSettings
-from flow_opd.algorithms.opd import Cast, direct_opd
+from flow_opd.adapters.form import LoraForm
+from flow_opd.algorithms.opd import OPDPolicies, direct_opd
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, OptimizerSettings
 from flow_opd.flow.dynamics import DYNAMICS
@@ -31,7 +31,7 @@ from flow_opd.planning.architectures import Network, read_architecture
 from flow_opd.planning.shapes import build_network
 from flow_opd.policies.policy import Policy
 from flow_opd.protocols import VelocityField
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, Prompt
@@ -113,7 +113,7 @@ def main() -> None:
     backbone.latent_shape = (16, side, side)
     bank = AdapterBank(backbone)
     for seed, name in enumerate(("student", "teacher", "anchor")):
-        bank.add(name, LoraSettings(rank=32, alpha=64.0), seed)
+        bank.add(name, LoraForm(rank=32, alpha=64.0), seed)
         if name != "student":
             draw = torch.Generator().manual_seed(seed)
             state = bank.state(name)
@@ -137,7 +137,7 @@ def main() -> None:
         dynamics=DYNAMICS.get("sde"),
         micro_batch_size=asked.prompts,
     )
-    cast = Cast(backbone, fields["student"], fields["teacher"], fields["anchor"], anchor_weight=0.02)
+    cast = OPDPolicies(backbone, fields["student"], fields["teacher"], fields["anchor"], anchor_weight=0.02)
     source, objective = direct_opd(cast, walks)
     before = bank.state("student")
     lines: list[dict[str, float]] = []

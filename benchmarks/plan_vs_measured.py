@@ -25,6 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.walks import build_walks
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.locations import locate
@@ -32,10 +34,9 @@ from flow_opd.config.plan import PlanSettings
 from flow_opd.config.reader import from_values
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.processes import ALONE
-from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import PromptEncoder
-from flow_opd.stages.assembly import build_walks, load_backbone
-from flow_opd.stages.distill import algorithm_of, cast_of
+from flow_opd.stages.distill import algorithm_of, policies_of
 from flow_opd.stages.plan import plan_training
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, Prompt
@@ -77,7 +78,7 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
     assert settings.cold_start.adapter is not None
     bank.load("student", locate(settings.cold_start.adapter))
     bank.train("student")
-    groups = PromptGroups(prompts, 0, settings.prompts_per_round)
+    groups = PromptRounds(prompts, 0, settings.prompts_per_round)
     walks = build_walks(
         real,
         encoder,
@@ -87,7 +88,7 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
     )
-    source, objective = algorithm_of(settings, cast_of(settings, real, encoder, bank), walks)
+    source, objective = algorithm_of(settings, policies_of(settings, real, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters("student"),
         source=source,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
 from flow_opd.algorithms.grpo import flow_grpo
-from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
+from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
@@ -34,12 +34,13 @@ from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
 from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import ALONE, Processes
-from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.rollout.sample_batches import Lessons
-from flow_opd.rollout.samples import Drawing, TeacherSamples
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.groups import GroupSampling
+from flow_opd.rollout.image_batches import SFTBatching
+from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores, RewardTable
@@ -125,7 +126,7 @@ def new_tiny_pipeline(*, seed: int = 0, shift: float = 3.0) -> StableDiffusion3P
 
 def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
     """Adds an adapter that changes the velocity: neither factor is zero."""
-    bank.add(name, LoraSettings(rank=2, alpha=4.0), seed)
+    bank.add(name, LoraForm(rank=2, alpha=4.0), seed)
     draw = torch.Generator().manual_seed(seed)
     bank.load_state(
         name,
@@ -136,10 +137,10 @@ def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
 class Tiny:
     """One tiny base with a trained student, two teachers and an anchor, ready for any algorithm."""
 
-    in_step = False
+    lockstep = False
 
-    def __init__(self, *, in_step: bool = False) -> None:
-        self.in_step = in_step
+    def __init__(self, *, lockstep: bool = False) -> None:
+        self.lockstep = lockstep
         self.backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)
         self.bank = AdapterBank(self.backbone)
         for seed, name in enumerate(("student", "teacher-shapes", "teacher-signs", "anchor"), start=1):
@@ -159,10 +160,10 @@ class Tiny:
 
     def teachers(self) -> RoutedTeachers:
         fields = {"shapes": self.policy("teacher-shapes"), "signs": self.policy("teacher-signs", 2.0)}
-        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), in_step=self.in_step)
+        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), lockstep=self.lockstep)
 
-    def cast(self, anchor_weight: float = 0.1) -> Cast:
-        return Cast(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)
+    def cast(self, anchor_weight: float = 0.1) -> OPDPolicies:
+        return OPDPolicies(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)
 
     def walks(
         self,
@@ -188,32 +189,32 @@ class Tiny:
             processes=processes,
         )
 
-    def drawing(self, *, num_steps: int = 3, batch_size: int = 3) -> Drawing:
+    def drawing(self, *, num_steps: int = 3, batch_size: int = 3) -> ImageSampling:
         """Returns how the routed teachers draw images."""
-        return Drawing(
+        return ImageSampling(
             field=self.teachers(),
             encoder=self.backbone,
             latent_shape=self.backbone.latent_shape,
             sigmas=self.backbone.sigmas(num_steps),
             seeder=lambda prompt, image: generator(0, "sample", prompt, image),
             batch_size=batch_size,
-            in_step=self.in_step,
+            lockstep=self.lockstep,
         )
 
     def sft(self, folder: Path, micro_batch_size: int, processes: Processes) -> tuple[BatchSource, Objective]:
         """Returns source and objective of the SFT cold start, its images drawn into `folder`."""
-        samples = TeacherSamples(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
+        samples = TeacherImages(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
         samples.fill(self.drawing(), processes=processes)
         of_images = [prompt for prompt in PROMPTS for _ in range(3)]
-        lessons = Lessons(
-            images_of_round=PromptGroups(of_images, 0, 8).rows,
+        batching = SFTBatching(
+            images_of_round=PromptRounds(of_images, 0, 8).rows,
             seeder=lambda index, row: generator(0, "sft", index, row),
             draw_sigmas=lambda count, draw: shifted_uniform_sigmas(count, shift=3.0, generator=draw),
             caption_dropout=0.2,
             micro_batch_size=micro_batch_size,
             processes=processes,
         )
-        return sft_cold_start(self.student, self.backbone, samples, lessons)
+        return sft_cold_start(self.student, self.backbone, samples, batching)
 
     def algorithm(
         self,
@@ -239,12 +240,7 @@ class Tiny:
                 self.backbone,
                 walks,
                 Redness(),
-                group_size=4,
-                shared_start=False,
-                steps_of_round=lambda index: range(2),
-                drawn_from=(),
-                balanced_steps=False,
-                updates_per_round=2,
+                GroupSampling(group_size=4, steps_of_round=lambda index: range(2), updates_per_round=2),
                 clip_range=0.05,
                 advantage_clip=5.0,
                 kl_weight=0.05,

@@ -18,7 +18,7 @@ USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two as a shell co
 
 
 @contextmanager
-def told_to_the_user() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Ends the program with a message for what a user can cause; everything else is a bug and may crash."""
     try:
         yield

@@ -48,7 +48,7 @@ def is_offline(setting: bool) -> bool:
 
 
 @contextmanager
-def hub_trouble_told(
+def hub_errors(
     name: str,
     *,
     what: str,

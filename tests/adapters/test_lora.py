@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
-from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES, LoraSettings
 from flow_opd.errors import AdapterError
 
 
@@ -201,4 +201,4 @@ def test_put_takes_a_lora_from_memory(bank: AdapterBank, backbone: Any, inputs: 
     expected = backbone.transformer(**inputs).sample
     with bank.using("copy"):
         assert torch.equal(backbone.transformer(**inputs).sample, expected)
-    assert bank.settings("copy") == LoraSettings(4, 8.0, tuple(DEFAULT_TARGET_MODULES))
+    assert bank.settings("copy") == LoraForm(4, 8.0, tuple(DEFAULT_TARGET_MODULES))

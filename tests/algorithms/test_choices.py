@@ -14,7 +14,8 @@ from flow_opd.config.common import OptimizerSettings
 from flow_opd.errors import ConfigError
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.rollout.corrections import CorrectedRollouts
-from flow_opd.rollout.walks import WalkBatches
+from flow_opd.rollout.groups import GroupSampling
+from flow_opd.rollout.walk_batches import WalkBatches
 from flow_opd.training.trainer import LoopSettings, Trainer
 from tiny import Recorder, Redness, Tiny
 
@@ -30,12 +31,7 @@ def grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
         tiny.backbone,
         tiny.walks(),
         Redness(),
-        group_size=2,
-        shared_start=False,
-        steps_of_round=lambda index: range(2),
-        drawn_from=(),
-        balanced_steps=False,
-        updates_per_round=1,
+        GroupSampling(group_size=2, steps_of_round=lambda index: range(2)),
         clip_range=0.1,
         advantage_clip=5.0,
         kl_weight=kl_weight,

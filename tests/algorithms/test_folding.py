@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flow_opd.algorithms.opd import Cast, direct_opd
+from flow_opd.algorithms.opd import OPDPolicies, direct_opd
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.protocols import VelocityField
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -32,7 +32,7 @@ class CountedRows:
 
 
 def distilled(tiny: Tiny, folder: Path, *, student_scale: float, rounds: int) -> None:
-    cast = Cast(
+    cast = OPDPolicies(
         tiny.backbone,
         tiny.policy("student", student_scale),
         tiny.policy("teacher-shapes", SCALE),

@@ -200,13 +200,13 @@ def test_mistakes_end_with_code_2_and_no_traceback(
 def test_what_ends_a_stage_early(cause: str, code: int, part: str) -> None:
     lines = [
         "import signal, sys, typer",
-        "from flow_opd.console import told_to_the_user",
+        "from flow_opd.console import user_errors",
         "signal.signal(signal.SIGINT, signal.default_int_handler)",  # which a background job ignores
         "sys.argv = ['flow-opd', 'distill', 'my config.yaml', '--fresh']",
         "app = typer.Typer()",
         "@app.command()",
         "def stage() -> None:",
-        "    with told_to_the_user():",
+        "    with user_errors():",
         f"        {cause}",
         "app([])",
     ]
@@ -221,6 +221,6 @@ def test_what_ends_a_stage_early(cause: str, code: int, part: str) -> None:
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    code = "from flow_opd.console import told_to_the_user\nwith told_to_the_user():\n    raise KeyError('x')"
+    code = "from flow_opd.console import user_errors\nwith user_errors():\n    raise KeyError('x')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "Traceback" in result.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flow_opd.adapters.fitting import targeted_linears
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
 from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.distill import DistillSettings
@@ -50,14 +50,13 @@ def test_it_reads_and_its_resolved_form_reads_the_same(name: str, tmp_path: Path
     assert read(tmp_path / "config.yaml", MODELS[name]) == settings
 
 
-def forms_of(settings: Settings) -> dict[str, LoraSettings]:
+def forms_of(settings: Settings) -> dict[str, LoraForm]:
     if isinstance(settings, DistillSettings):
         return dict(distill_job(settings, student="student", anchor="anchor").forms)
     if isinstance(settings, TeacherSettings):
         return dict(teacher_job(settings, student="student").forms)
     assert isinstance(settings, SFTSettings)
-    lora = settings.lora
-    return {"student": LoraSettings(lora.rank, lora.alpha, lora.target_modules)}
+    return {"student": LoraForm.of(settings.lora)}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from flow_opd.flow.guidance import guided
 from flow_opd.flow.path import logit_normal_sigmas, predicted_x0, shifted_uniform_sigmas, target_velocity
-from flow_opd.flow.schedule import make_schedule, ode_schedule, silenced
+from flow_opd.flow.schedule import make_schedule, ode_schedule, without_noise
 
 
 def test_the_target_velocity_leads_back_to_the_data() -> None:
@@ -58,11 +58,11 @@ def test_grids_and_windows_that_make_no_sense_are_refused() -> None:
 
 def test_silenced_steps_are_deterministic_and_the_others_stay() -> None:
     schedule = make_schedule(torch.tensor([1.0, 0.8, 0.5, 0.0]), noise_level=0.7, stochastic_steps=(0, 3))
-    quiet = silenced(schedule, {0, 2})
+    quiet = without_noise(schedule, {0, 2})
     assert quiet.noise_levels.tolist() == pytest.approx([0.0, 0.7, 0.0])
     assert torch.equal(quiet.sigmas, schedule.sigmas)
     assert schedule.noise_levels.tolist() == pytest.approx([0.7] * 3)
-    assert torch.equal(silenced(schedule, ()).noise_levels, schedule.noise_levels)
+    assert torch.equal(without_noise(schedule, ()).noise_levels, schedule.noise_levels)
 
 
 def test_guidance_by_hand() -> None:

@@ -20,11 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
+from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 from tiny import PlainPrompts, SmallNet, gradients, unconditional
@@ -41,7 +41,7 @@ WALKS = Walks(
     dynamics=sde_step,
     micro_batch_size=PER_ROUND,
 )
-CAST = Cast(PlainPrompts(), STUDENT, TEACHER, anchor=None, anchor_weight=0.0)
+CAST = OPDPolicies(PlainPrompts(), STUDENT, TEACHER, anchor=None, anchor_weight=0.0)
 
 
 def reference_chunks(chunks: int, count: int) -> Iterator[Tensor]:

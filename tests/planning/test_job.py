@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
@@ -91,7 +91,7 @@ def test_an_adapter_that_is_not_here_is_assumed_and_said(disk, tmp_path: Path) -
     values = disk.distillation()
     values["teachers"][0]["adapter"] = "someone/adapter"
     job = distillation(values)
-    assert job.forms["a"] == LoraSettings()
+    assert job.forms["a"] == LoraForm()
     assert job.notes == ("not on this machine, taken to have rank 32: someone/adapter",)
     shutil.copytree(disk.adapters["b"], tmp_path / "later")
     values["teachers"][0]["adapter"] = str(tmp_path / "later")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from formulas import Sizes, forward_flops
 
-from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES, LoraSettings
+from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings
 from flow_opd.config.reader import from_values
@@ -68,7 +68,7 @@ def settings(**changes: Any) -> DistillSettings:
 @pytest.fixture(scope="module")
 def model() -> ShapeModel:
     base = settings().base
-    return build_model(read_architecture(base), base, {"student": LoraSettings()}, student="student")
+    return build_model(read_architecture(base), base, {"student": LoraForm()}, student="student")
 
 
 @pytest.fixture(scope="module")

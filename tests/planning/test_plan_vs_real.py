@@ -15,6 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import LoraForm
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.config.reader import from_values
@@ -22,10 +25,9 @@ from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
 from flow_opd.processes import ALONE
-from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.stages import distill, teacher
-from flow_opd.stages.assembly import build_walks, load_backbone, lora_settings
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Conditioning, Prompt, RewardTable
 
@@ -83,9 +85,9 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
 
     encoder = SimpleNamespace(encode_prompts=known)
     if isinstance(settings, DistillSettings):
-        groups = PromptGroups(PROMPTS, 0, settings.prompts_per_round, settings.task_shares)
+        groups = PromptRounds(PROMPTS, 0, settings.prompts_per_round, settings.task_shares)
     else:
-        groups = PromptGroups(PROMPTS, 0, settings.groups_per_round)
+        groups = PromptRounds(PROMPTS, 0, settings.groups_per_round)
     walks = build_walks(
         backbone,
         encoder,
@@ -99,9 +101,9 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         for name, folder in (("a", "a"), ("b", "b"), ("anchor", "c"), ("student", "wide")):
             bank.load(name, disk.adapters[folder])
         bank.train("student")
-        parts = distill.algorithm_of(settings, distill.cast_of(settings, backbone, encoder, bank), walks)
+        parts = distill.algorithm_of(settings, distill.policies_of(settings, backbone, encoder, bank), walks)
     else:
-        bank.add("student", lora_settings(settings.lora), 0)
+        bank.add("student", LoraForm.of(settings.lora), 0)
         bank.train("student")
         student, reference = (
             teacher.policy_of(settings, backbone, encoder, bank, name) for name in ("student", None)

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.rollout.groups import GroupRollouts
+from flow_opd.rollout.groups import GroupRollouts, GroupSampling
 from flow_opd.rollout.sampler import draw_noise, micro_rows, rollout, schedule_rows, steps_with_density
 from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
 from flow_opd.types import Prompt, Rollout, TransitionBatch
@@ -128,10 +128,7 @@ def test_group_rollouts_start_on_policy(tiny: Tiny, micro_batch_size: int) -> No
         tiny.backbone,
         tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
         Redness(),
-        group_size=4,
-        shared_start=False,
-        steps_of_round=lambda index: range(2),
-        updates_per_round=1,
+        GroupSampling(group_size=4, steps_of_round=lambda index: range(2)),
     )
     (update,) = source.round(0)
     batches = list(update)
@@ -151,10 +148,7 @@ def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny)
         tiny.backbone,
         tiny.walks(prompts=2, micro_batch_size=3),
         Redness(),
-        group_size=4,
-        shared_start=False,
-        steps_of_round=lambda index: [index],
-        updates_per_round=3,
+        GroupSampling(group_size=4, steps_of_round=lambda index: [index], updates_per_round=3),
     )
     updates = [list(update) for update in source.round(1)]
     assert [sum(map(len, update)) for update in updates] == [3, 3, 2]
@@ -179,10 +173,7 @@ def test_a_group_may_start_from_one_noise_and_then_parts(tiny: Tiny, micro_batch
             tiny.backbone,
             tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
             Redness(),
-            group_size=4,
-            shared_start=shared_start,
-            steps_of_round=lambda index: [step],
-            updates_per_round=1,
+            GroupSampling(group_size=4, shared_start=shared_start, steps_of_round=lambda index: [step]),
         )
         (update,) = source.round(0)
         return torch.cat([batch.latents for batch in update]).flatten(1)
@@ -200,11 +191,7 @@ def test_only_the_steps_that_a_round_trains_add_noise(tiny: Tiny) -> None:
         tiny.backbone,
         tiny.walks(prompts=1, micro_batch_size=8),
         Redness(),
-        group_size=2,
-        shared_start=True,
-        steps_of_round=lambda index: [1],
-        drawn_from=range(2),
-        updates_per_round=1,
+        GroupSampling(group_size=2, shared_start=True, steps_of_round=lambda index: [1], drawn_from=range(2)),
     )
     (update,) = source.round(0)
     (batch,) = update

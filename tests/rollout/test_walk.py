@@ -8,7 +8,7 @@ from flow_opd.flow.dynamics import sde_step
 from flow_opd.objectives.transition_kl import TransitionKL
 from flow_opd.rollout.sampler import rollout
 from flow_opd.rollout.walk import on_policy_walk
-from flow_opd.rollout.walks import WalkBatches
+from flow_opd.rollout.walk_batches import WalkBatches
 from flow_opd.types import TransitionBatch
 from tiny import PROMPTS, Tiny, gradients
 

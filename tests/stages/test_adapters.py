@@ -10,6 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
+from flow_opd.assembly.adapters import files_of, load_lora
+from flow_opd.assembly.cells import Cells
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import asset_folder
@@ -17,8 +19,6 @@ from flow_opd.config.merge import MergeSettings
 from flow_opd.config.reader import read
 from flow_opd.processes import ALONE
 from flow_opd.stages import merge
-from flow_opd.stages.adapters import files_of, load_lora
-from flow_opd.stages.cells import Cells
 
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 CONFIGS = asset_folder() / "configs"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flow_opd.assembly.identity import fingerprint
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
@@ -20,7 +21,6 @@ from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.processes import Processes
 from flow_opd.stages import distill, evaluate, generate, teacher
-from flow_opd.stages.identity import fingerprint
 
 CONFIGS = asset_folder() / "configs"
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from flow_opd.assembly.cells import Cells
+from flow_opd.assembly.identity import fingerprint
+from flow_opd.assembly.prompts import load_prompts
 from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.describe import describe
@@ -18,9 +21,6 @@ from flow_opd.config.reader import from_values
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.stages.assembly import load_prompts
-from flow_opd.stages.cells import Cells
-from flow_opd.stages.identity import fingerprint
 
 GENEVAL_LINE = {
     "tag": "two_object",

@@ -131,8 +131,8 @@ def test_runs_without_a_card(here: Path) -> None:
 
 def test_a_card_beside_a_teacher_does_not_make_it_another_teacher(here: Path) -> None:
     """A resume is refused where a teacher has changed; a card is no change."""
+    from flow_opd.assembly.adapters import files_of
     from flow_opd.config.common import BaseModelSettings
-    from flow_opd.stages.adapters import files_of
 
     base = BaseModelSettings(path="asset:base", max_sequence_length=0)
     before = files_of("runs/student/adapter", base, key="adapter")

@@ -14,19 +14,19 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flow_opd.adapters.sharding import shard_base
+from flow_opd.assembly.launch import join_processes
+from flow_opd.assembly.training import resume_or_restart
 from flow_opd.config.common import ComputeSettings
-from flow_opd.console import told_to_the_user
-from flow_opd.stages.launch import join_processes
-from flow_opd.stages.training import resume_or_restart
+from flow_opd.console import user_errors
 from flow_opd.training.metrics import MetricsLog
 from tiny import Tiny, tiny_trainer
 
 
 def main(algorithm: str, folder: Path, rounds: int, shard: bool = False) -> None:
     """Resumes, or begins, and trains to the end."""
-    with told_to_the_user():
+    with user_errors():
         processes = join_processes(ComputeSettings(device="cpu"))
-        tiny = Tiny(in_step=shard)
+        tiny = Tiny(lockstep=shard)
         if shard:
             shard_base(tiny.backbone.transformer, processes)
         trainer = tiny_trainer(

@@ -14,9 +14,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from flow_opd.adapters.fitting import check_fit, targeted_linears
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.reading import read_adapter
-from flow_opd.adapters.settings import LoraSettings
 from flow_opd.errors import AdapterError, explain, nearest
 
 _SIDES = ("lora_A", "lora_B")
@@ -54,7 +54,7 @@ class AdapterBank:
             )
         self._backbone = backbone
         self._modules = dict(backbone.transformer.named_modules())
-        self._settings: dict[str, LoraSettings] = {}
+        self._settings: dict[str, LoraForm] = {}
         self._layers: dict[str, LoraLayer] = {}
         self._active: str | None = None
         self._student: str | None = None
@@ -74,12 +74,12 @@ class AdapterBank:
         """The adapter that a forward pass uses now; None = the bare base."""
         return self._active
 
-    def settings(self, name: str) -> LoraSettings:
+    def settings(self, name: str) -> LoraForm:
         """Returns rank, alpha and targets of an adapter."""
         self._check_known(name)
         return self._settings[name]
 
-    def add(self, name: str, settings: LoraSettings, seed: int) -> None:
+    def add(self, name: str, settings: LoraForm, seed: int) -> None:
         """Adds a fresh adapter with zero effect: A ~ N(0, 1 / rank^2) drawn from `seed`, B = 0.
 
         Raises:
@@ -204,9 +204,7 @@ class AdapterBank:
         lora = self.weights(name)
         return {module: lora.delta(module) for module in lora.factors}
 
-    def _attach(
-        self, name: str, settings: LoraSettings, factors: Mapping[str, tuple[Tensor, Tensor]]
-    ) -> None:
+    def _attach(self, name: str, settings: LoraForm, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Enters an adapter with checked factors into the PEFT model, and restores what was active."""
         config = LoraConfig(
             r=settings.rank,

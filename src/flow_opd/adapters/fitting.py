@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.settings import LoraSettings
 from flow_opd.errors import AdapterError, explain, nearest
 
 
-def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraSettings) -> dict[str, nn.Linear]:
+def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraForm) -> dict[str, nn.Linear]:
     """Returns the linear layers among `modules` that the settings target, by name.
 
     Raises:

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from flow_opd.adapters.reading import weights_file
 from flow_opd.config.locations import alike, hub_id, locate
 from flow_opd.errors import AdapterError, explain
-from flow_opd.hub import hub_trouble_told
+from flow_opd.hub import hub_errors
 
 DOWNLOADED = ("*.safetensors", "*.json")  # never a file that could run code
 NOT_DOWNLOADED = tuple(f"{part}*/*" for part in ("transformer", "unet", "text_encoder", "tokenizer", "vae"))
@@ -32,7 +32,7 @@ def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
     if repository is None:
         return locate(name, key=key)
     what, hint = f"the adapter in '{key}'", alike(Path(name))
-    with hub_trouble_told(name, what=what, offline=offline, hint=hint, error=AdapterError):
+    with hub_errors(name, what=what, offline=offline, hint=hint, error=AdapterError):
         folder = snapshot_download(
             repository.name,
             revision=repository.revision,

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flow_opd.adapters.files import read_bytes, read_safetensors, write_folder
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.keys import PEFT, parse_keys
 from flow_opd.adapters.peft_config import PeftConfig, config_entries
-from flow_opd.adapters.settings import LoraSettings
 from flow_opd.adapters.uniform import Factors, one_form
 from flow_opd.errors import AdapterError, explain
 
@@ -29,7 +29,7 @@ class LoraWeights:
     rank: int
     alpha: float
     factors: Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
-    target_modules: tuple[str, ...] = ()  # as in LoraSettings; empty = the modules of `factors` by full name
+    target_modules: tuple[str, ...] = ()  # as in LoraForm; empty = the modules of `factors` by full name
     base_model: str | None = None  # name of the base, where it is known
     notes: tuple[str, ...] = ()  # what was changed when it was read
 
@@ -57,9 +57,9 @@ class LoraWeights:
             )
 
     @property
-    def settings(self) -> LoraSettings:
+    def settings(self) -> LoraForm:
         """The settings that a fresh LoRA of the same form would have."""
-        return LoraSettings(self.rank, self.alpha, self.target_modules)
+        return LoraForm(self.rank, self.alpha, self.target_modules)
 
     @property
     def scale(self) -> float:

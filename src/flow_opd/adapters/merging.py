@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
-from flow_opd.adapters.settings import LoraSettings
 from flow_opd.errors import AdapterError, explain
 
 
@@ -246,7 +246,7 @@ def _to_lora(
 ) -> LoraWeights:
     """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros."""
     targets = dict.fromkeys(target for lora in loras for target in lora.target_modules)
-    settings = LoraSettings(rank, alpha, tuple(targets))
+    settings = LoraForm(rank, alpha, tuple(targets))
     factors = {}
     for module, delta in merged.items():
         up = torch.zeros(delta.up.shape[0], rank)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
 from flow_opd.errors import AdapterError, explain
 
 # Entries that do not change what the factors mean, or that `PeftConfig` reads. Every other entry has to be
@@ -45,7 +45,7 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]  # as in LoraSettings; empty where only the weights can tell
+    targets: tuple[str, ...]  # as in LoraForm; empty where only the weights can tell
     ranks: Mapping[str, int] = field(default_factory=dict)  # pattern -> rank
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> alpha
     rslora: bool = False  # delta = alpha / sqrt(rank) B A
@@ -101,7 +101,7 @@ class PeftConfig:
         )
 
 
-def config_entries(settings: LoraSettings) -> dict[str, Any]:
+def config_entries(settings: LoraForm) -> dict[str, Any]:
     """Returns the entries of adapter_config.json that every PEFT release since 2024 reads."""
     return {
         "peft_type": "LORA",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
 from flow_opd.objectives.transition_kl import TransitionKL
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
-from flow_opd.rollout.groups import GroupRollouts
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.groups import GroupRollouts, GroupSampling
+from flow_opd.rollout.walk_batches import Walks
 
 
 def flow_grpo(
@@ -18,35 +16,28 @@ def flow_grpo(
     backbone: Backbone,
     walks: Walks,
     scorer: Scorer,
+    sampling: GroupSampling,
     *,
-    group_size: int,
-    shared_start: bool,
-    steps_of_round: Callable[[int], Sequence[int]],
-    drawn_from: Sequence[int],
-    balanced_steps: bool,
-    updates_per_round: int,
     clip_range: float,
     advantage_clip: float,
     kl_weight: float,
 ) -> tuple[BatchSource, WeightedTerms]:
     """Returns rollouts with group-relative advantages, and PPO's clip + beta KL(student || reference).
 
-    The numbers mean what `TeacherSettings` says.
+    Args:
+        student: the policy that is trained.
+        reference: what it is held to, the bare base.
+        backbone: decodes images.
+        walks: how the student walks.
+        scorer: the teacher's reward.
+        sampling: how groups are drawn and which steps are trained.
+        clip_range: PPO's clip of the ratio, whose log is a mean over latent dimensions.
+        advantage_clip: advantages are cut to this size.
+        kl_weight: beta; 0 leaves the KL out, and the reference is not asked.
 
     Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5.
     """
-    source = GroupRollouts(
-        student,
-        backbone,
-        walks,
-        scorer,
-        group_size=group_size,
-        shared_start=shared_start,
-        steps_of_round=steps_of_round,
-        drawn_from=drawn_from,
-        balanced_steps=balanced_steps,
-        updates_per_round=updates_per_round,
-    )
+    source = GroupRollouts(student, backbone, walks, scorer, sampling)
     gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
     terms: list[tuple[float, Term]] = [(1.0, gradient)]
     if kl_weight > 0:

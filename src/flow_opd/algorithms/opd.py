@@ -9,11 +9,11 @@ from flow_opd.objectives.transition_kl import TransitionKL
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.protocols import Backbone, BatchSource, Dynamics, Term, VelocityField
 from flow_opd.rollout.corrections import CORRECTIONS, CorrectedRollouts
-from flow_opd.rollout.walks import WalkBatches, Walks
+from flow_opd.rollout.walk_batches import WalkBatches, Walks
 
 
 @dataclass(frozen=True)
-class Cast:
+class OPDPolicies:
     """The velocity fields that take part, and the base that they share."""
 
     backbone: Backbone
@@ -32,15 +32,15 @@ class Cast:
         return [(self.anchor_weight, TransitionKL(self.anchor, dynamics, name="anchor_kl"))]
 
 
-def direct_opd(cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+def direct_opd(policies: OPDPolicies, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
     """Returns the fused walk, and KL(student || routed teachers) + lambda KL(student || anchor)."""
-    source = WalkBatches(cast.student, cast.backbone, walks)
-    teachers = TransitionKL(cast.teachers, walks.dynamics, name="teacher_kl")
-    return source, WeightedTerms(cast.student, [(1.0, teachers), *cast.anchor_terms(walks.dynamics)])
+    source = WalkBatches(policies.student, policies.backbone, walks)
+    teachers = TransitionKL(policies.teachers, walks.dynamics, name="teacher_kl")
+    return source, WeightedTerms(policies.student, [(1.0, teachers), *policies.anchor_terms(walks.dynamics)])
 
 
 def policy_gradient_opd(
-    cast: Cast,
+    policies: OPDPolicies,
     walks: Walks,
     *,
     correction: str,
@@ -50,12 +50,12 @@ def policy_gradient_opd(
 ) -> tuple[BatchSource, WeightedTerms]:
     """Returns rollouts weighed by the teachers, and PPO's clip + lambda KL(student || anchor)."""
     source = CorrectedRollouts(
-        cast.student,
-        cast.teachers,
-        cast.backbone,
+        policies.student,
+        policies.teachers,
+        policies.backbone,
         walks,
         CORRECTIONS.get(correction),
         updates_per_round=updates_per_round,
     )
     gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
-    return source, WeightedTerms(cast.student, [(1.0, gradient), *cast.anchor_terms(walks.dynamics)])
+    return source, WeightedTerms(policies.student, [(1.0, gradient), *policies.anchor_terms(walks.dynamics)])

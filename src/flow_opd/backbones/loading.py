@@ -20,7 +20,7 @@ from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import locate_model
 from flow_opd.errors import ConfigError, FlowOPDError, explain
-from flow_opd.hub import hub_trouble_told, is_offline
+from flow_opd.hub import hub_errors, is_offline
 
 BACKBONES: dict[str, type[DiffusersBackbone]] = {
     "StableDiffusion3Pipeline": SD3Backbone,
@@ -45,10 +45,8 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
     """
     source = locate_model(base.path, key="base.path")
     device = choose_device(compute.device)
-    trouble = hub_trouble_told(
-        source, what="the base in 'base.path'", revision=base.revision, offline=base.offline
-    )
-    with _damage_told(source), trouble:
+    trouble = hub_errors(source, what="the base in 'base.path'", revision=base.revision, offline=base.offline)
+    with _load_errors(source), trouble:
         index = _pipeline_index(source, base)
         kind = _kind(index, source)
         absent = kind.absent_parts(index, base)
@@ -74,7 +72,7 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
 
 
 @contextmanager
-def _damage_told(source: str) -> Iterator[None]:
+def _load_errors(source: str) -> Iterator[None]:
     """Turns whatever the libraries raise over the files of a base into one message that says what to do."""
     try:
         yield

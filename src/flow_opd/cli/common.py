@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flow_opd.console import told_to_the_user
+from flow_opd.console import user_errors
 
 if TYPE_CHECKING:
     from flow_opd.config.base import Settings
@@ -77,7 +77,7 @@ def run_stage(
     check: bool,
 ) -> None:
     """Reads the settings from a file or from values, and runs the stage with them."""
-    with told_to_the_user():
+    with user_errors():
         folder = [] if out is None else [_out_assignment(out)]
         settings = _settings(stage, source, [*(overrides or []), *folder])
         if check:

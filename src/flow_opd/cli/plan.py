@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.console import told_to_the_user
+from flow_opd.console import user_errors
 
 
 def plan(
@@ -28,7 +28,7 @@ def plan(
 
     Example: [cyan]flow-opd plan asset:configs/distill.yaml --set micro_batch_size=8 --processes 8[/cyan]
     """
-    with told_to_the_user():
+    with user_errors():
         from flow_opd.config.locations import ASSET, locate
         from flow_opd.config.plan import PlanSettings
         from flow_opd.config.reader import from_values

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flow_opd.console import told_to_the_user
+from flow_opd.console import user_errors
 
 prompts = typer.Typer(no_args_is_help=True, help="Makes new prompt files and checks old ones.")
 
@@ -48,7 +48,7 @@ def geneval(
     Example: [cyan]flow-opd prompts geneval --n 5000 --seed 1 --exclude evaluation_metadata.jsonl[/cyan]
     """
     values = {"n": n, "seed": seed, "out": str(out), "exclude": exclude or [], "task": task}
-    with told_to_the_user():
+    with user_errors():
         from flow_opd.config.document import parse_value
         from flow_opd.config.prompts import GenEvalPromptsSettings
         from flow_opd.config.reader import from_values
@@ -76,7 +76,7 @@ def ocr(
     Example: [cyan]flow-opd prompts ocr --n 5000 --seed 1 --max-words 3 --out data/ocr.jsonl[/cyan]
     """
     values = {"n": n, "seed": seed, "out": str(out), "exclude": exclude or [], "task": task}
-    with told_to_the_user():
+    with user_errors():
         from flow_opd.config.prompts import OCRPromptsSettings
         from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import write_ocr
@@ -99,7 +99,7 @@ def check(
     Example: [cyan]flow-opd prompts check train.jsonl --against evaluation_metadata.jsonl[/cyan]
     """
     values = {"files": files, "against": against or [], "repeats": repeats}
-    with told_to_the_user():
+    with user_errors():
         from flow_opd.config.prompts import CheckPromptsSettings
         from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import check_files

@@ -16,7 +16,7 @@ from flow_opd.types import Prompt
 
 
 @dataclass(frozen=True)
-class Sheet:
+class EvaluationSet:
     """What is drawn: each prompt once from each seed."""
 
     domain: str
@@ -28,7 +28,7 @@ class Sheet:
         return [(index, seed) for index in range(len(self.prompts)) for seed in self.seeds]
 
 
-class Camera:
+class ImageSampler:
     """Draws and scores images; the noise of an image depends on its domain, prompt and seed alone."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Camera:
             sigmas: the ODE's grid, [T + 1].
             batch_size: images drawn at once.
             seeder: (domain, prompt index, seed) -> generator of that image's noise.
-            processes: who shares the images of a sheet.
+            processes: who shares the images of a set.
         """
         self.backbone = backbone
         self.encoder = encoder
@@ -59,41 +59,43 @@ class Camera:
         self.processes = processes
 
     @torch.no_grad()
-    def draw(self, field: VelocityField, sheet: Sheet, shots: Sequence[tuple[int, int]]) -> Tensor:
-        """Returns images in [0, 1], [B, 3, height, width], of the given shots of a sheet."""
+    def draw(
+        self, field: VelocityField, domain_set: EvaluationSet, shots: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Returns images in [0, 1], [B, 3, height, width], of the given shots of a set."""
         latents = generate_latents(
             field,
-            self.encoder.encode_prompts([sheet.prompts[index] for index, _ in shots]),
+            self.encoder.encode_prompts([domain_set.prompts[index] for index, _ in shots]),
             latent_shape=self.backbone.latent_shape,
             sigmas=self.sigmas,
-            generators=[self.seeder(sheet.domain, index, seed) for index, seed in shots],
+            generators=[self.seeder(domain_set.domain, index, seed) for index, seed in shots],
         )
         return self.backbone.decode_latents(latents)
 
     def score(
         self,
         field: VelocityField,
-        sheet: Sheet,
+        domain_set: EvaluationSet,
         rewards: Sequence[Reward],
         *,
         on_batch: Callable[[int], None],
     ) -> dict[str, list[float | None]]:
-        """Returns metric -> scores of all shots of the sheet, None where a reward does not apply.
+        """Returns metric -> scores of all shots of the set, None where a reward does not apply.
 
         Args:
             field: the policy.
-            sheet: what is drawn.
+            domain_set: what is drawn.
             rewards: each gives its value under its own name, and its parts under "name_part".
             on_batch: called with the number of images after each batch.
         """
-        shots = sheet.shots()
+        shots = domain_set.shots()
         # A process without a share draws the first image for nothing: it has to know what is measured.
         own = [shots[row] for row in self.processes.rows(len(shots))] or shots[:1]
         table: dict[str, list[float]] = {}
         for rows in micro_rows(len(own), self.batch_size):
             part = [own[row] for row in rows]
-            images = self.draw(field, sheet, part)
-            prompts = [sheet.prompts[index] for index, _ in part]
+            images = self.draw(field, domain_set, part)
+            prompts = [domain_set.prompts[index] for index, _ in part]
             for reward in rewards:
                 scores = reward.score(images, prompts)
                 readings = {reward.name: scores.values} | {

@@ -37,7 +37,7 @@ def ode_schedule(sigmas: Tensor) -> Schedule:
     return make_schedule(sigmas, noise_level=0.0, stochastic_steps=(0, 0))
 
 
-def silenced(schedule: Schedule, steps: Collection[int]) -> Schedule:
+def without_noise(schedule: Schedule, steps: Collection[int]) -> Schedule:
     """Returns the schedule with `steps` made deterministic."""
     quiet = torch.tensor([step in steps for step in range(len(schedule))])
     return Schedule(schedule.sigmas, schedule.noise_levels.masked_fill(quiet, 0.0))

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import locate_model
 from flow_opd.errors import ConfigError, explain
-from flow_opd.hub import hub_trouble_told
+from flow_opd.hub import hub_errors
 
 BASES = Path(__file__).parent / "bases"  # owner/name/, laid out as in the repository, config files only
 INDEX = "model_index.json"
@@ -104,7 +104,7 @@ def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
 def _from_hub(base: BaseModelSettings, name: str) -> Mapping[str, Any]:
     what = f"the base, whose {name} this package does not hold,"
     hint = f"Known without the hub: {', '.join(bundled())}; a folder is read as it is."
-    with hub_trouble_told(base.path, what=what, revision=base.revision, offline=base.offline, hint=hint):
+    with hub_errors(base.path, what=what, revision=base.revision, offline=base.offline, hint=hint):
         file = hf_hub_download(base.path, name, revision=base.revision, local_files_only=base.offline)
     return _parsed(Path(file))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
-from flow_opd.adapters.settings import DEFAULT_TARGET_MODULES, LoraSettings
 from flow_opd.config import common
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
@@ -43,7 +43,7 @@ class Job:
     """One training, as far as its cost is concerned."""
 
     settings: TrainingSettings
-    forms: Mapping[str, LoraSettings]  # adapter -> rank, alpha and targets; the student among them
+    forms: Mapping[str, LoraForm]  # adapter -> rank, alpha and targets; the student among them
     trajectories: int  # of a round
     work: Work
     naive: Work
@@ -96,7 +96,7 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         reference=rows * trained / updates if reference else 0.0,
         decode=rows / updates,
     )
-    form = LoraSettings(settings.lora.rank, settings.lora.alpha, settings.lora.target_modules)
+    form = LoraForm.of(settings.lora)
     return Job(
         settings=settings,
         forms={student: form},
@@ -120,7 +120,7 @@ def _steps_with_density(sampling: common.SamplingSettings) -> int:
 
 def _distill_forms(
     settings: DistillSettings, student: str, anchor: str
-) -> tuple[dict[str, LoraSettings], tuple[str, ...]]:
+) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
     """Returns the form of each adapter, the student last, and what had to be assumed."""
     named = {each.name: each.adapter for each in settings.teachers}
     if settings.anchor is not None and settings.anchor.adapter is not None:
@@ -129,12 +129,11 @@ def _distill_forms(
     if start is not None and start.adapter is not None:
         named[student] = start.adapter
     forms = {name: _form(adapter) for name, adapter in named.items()}
-    usual = LoraSettings()
+    usual = LoraForm()
     unknown = [named[name] for name, form in forms.items() if form is None]
     found = {name: form or usual for name, form in forms.items()}
     if start is None:
-        lora = settings.lora or common.LoraSettings()
-        found[student] = LoraSettings(lora.rank, lora.alpha, lora.target_modules)
+        found[student] = LoraForm.of(settings.lora or common.LoraSettings())
     elif start.merge is not None:
         ranks = [found[each.name].rank for each in settings.teachers]
         method = start.merge
@@ -149,7 +148,7 @@ def _distill_forms(
     return found, (note,)
 
 
-def _form(adapter: str) -> LoraSettings | None:
+def _form(adapter: str) -> LoraForm | None:
     """Returns the form of an adapter folder, or None where it is not here: on the hub, or yet to be trained.
 
     Raises:
@@ -161,4 +160,4 @@ def _form(adapter: str) -> LoraSettings | None:
     if not file.exists():
         return None
     config = PeftConfig.of(json.loads(file.read_text()), str(file))
-    return LoraSettings(config.rank, config.alpha, config.targets or DEFAULT_TARGET_MODULES)
+    return LoraForm(config.rank, config.alpha, config.targets or DEFAULT_TARGET_MODULES)

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.loading import BACKBONES, DTYPES
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
@@ -140,7 +140,7 @@ class ShapeBackbone:
 class SharedAdapters:
     """Adapters of one form share one LoRA: shapes cannot tell them apart, and building them takes time."""
 
-    def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraSettings], *, student: str) -> None:
+    def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraForm], *, student: str) -> None:
         """Attaches a LoRA for the student and one for each other form.
 
         Args:
@@ -198,7 +198,7 @@ class ShapeModel:
 def build_model(
     architecture: Architecture,
     base: BaseModelSettings,
-    forms: Mapping[str, LoraSettings],
+    forms: Mapping[str, LoraForm],
     *,
     student: str,
     vae_tiling: bool = False,

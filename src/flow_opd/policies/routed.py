@@ -18,20 +18,20 @@ class RoutedTeachers:
     """
 
     def __init__(
-        self, teachers: Mapping[str, VelocityField], router: Router, *, in_step: bool = False
+        self, teachers: Mapping[str, VelocityField], router: Router, *, lockstep: bool = False
     ) -> None:
         """Joins teachers and router; the router's names must be keys of `teachers`.
 
         Args:
             teachers: by name.
             router: alpha of each row.
-            in_step: asks every teacher every time, about the first row where it has none: processes that
+            lockstep: asks every teacher every time, about the first row where it has none: processes that
                 share a sharded base must all call it equally often, whatever their prompts.
         """
         assert set(router.teachers) <= set(teachers), (router.teachers, list(teachers))
         self.teachers = teachers
         self.router = router
-        self.in_step = in_step
+        self.lockstep = lockstep
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Returns the routed velocity, [M, C, H, W]; every teacher is activated at most once."""
@@ -39,7 +39,7 @@ class RoutedTeachers:
         target = torch.zeros_like(latents, dtype=torch.float32)
         for column, name in enumerate(self.router.teachers):
             rows = torch.nonzero(alpha[:, column]).flatten()
-            if len(rows) == 0 and self.in_step:
+            if len(rows) == 0 and self.lockstep:
                 rows = torch.zeros(1, dtype=torch.long)  # alpha is 0 there
             if len(rows):
                 part = self.teachers[name].velocity(latents[rows], sigma[rows], conditioning.rows(rows))

@@ -13,7 +13,7 @@ from flow_opd.protocols import Backbone, VelocityField
 from flow_opd.registry import Registry
 from flow_opd.rollout.sampler import micro_rows, rollout, steps_with_density
 from flow_opd.rollout.transitions import join_rollouts, shares_of_updates, transitions
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
 
 

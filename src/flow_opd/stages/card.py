@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flow_opd.adapters.hub import adapter_folder
 from flow_opd.adapters.reading import adapter_files, read_adapter
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.training import ADAPTER, TRAINING
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
@@ -24,8 +26,6 @@ from flow_opd.reports.grid import load_pictures
 from flow_opd.reports.ledger import Cost
 from flow_opd.reports.recipe import method, recipe
 from flow_opd.reports.run import Results, load_results
-from flow_opd.stages.assembly import load_prompts
-from flow_opd.stages.training import ADAPTER, TRAINING
 
 CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images"
 STEPS = 40  # of the example picture, where no evaluation says it

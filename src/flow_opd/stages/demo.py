@@ -6,12 +6,12 @@ import json
 import time
 from pathlib import Path
 
+from flow_opd.assembly.launch import join_processes
+from flow_opd.assembly.training import TRAINING, open_run
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.stages.distill import distill
 from flow_opd.stages.evaluate import evaluate
-from flow_opd.stages.launch import join_processes
-from flow_opd.stages.training import TRAINING, open_run
 
 RUN_PREFIX = "run:"
 

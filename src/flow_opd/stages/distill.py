@@ -6,26 +6,17 @@ from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.algorithms.opd import Cast, direct_opd, policy_gradient_opd
-from flow_opd.config.base import Settings
-from flow_opd.config.common import LoraSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Adapters, Policy
-from flow_opd.policies.routed import RoutedTeachers
-from flow_opd.processes import Processes
-from flow_opd.prompts.batches import PromptGroups
-from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
-from flow_opd.rollout.walks import Walks
-from flow_opd.stages.adapters import files_of, load_lora
-from flow_opd.stages.assembly import build_walks, load_backbone, load_prompts, lora_settings
-from flow_opd.stages.encoding import encode_beforehand
-from flow_opd.stages.identity import fingerprint, prompt_files
-from flow_opd.stages.launch import check_shares, join_processes
-from flow_opd.stages.merge import merge_by, print_report
-from flow_opd.stages.training import (
+from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
+from flow_opd.assembly.adapters import files_of, load_lora
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.encoding import encode_beforehand
+from flow_opd.assembly.identity import fingerprint, prompt_files
+from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.teachers import routed_teachers
+from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -34,6 +25,18 @@ from flow_opd.stages.training import (
     save_student,
     train,
 )
+from flow_opd.assembly.walks import build_walks
+from flow_opd.config.base import Settings
+from flow_opd.config.common import LoraSettings
+from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.policies.policy import Adapters, Policy
+from flow_opd.processes import Processes
+from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.prompts.routing import check_routes
+from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
+from flow_opd.rollout.walk_batches import Walks
+from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
 
@@ -62,7 +65,7 @@ def distill(
     """
     smallest = settings.prompts_per_round // settings.updates_per_round()
     shard = settings.compute.shard_base
-    check_shares(smallest, processes, key="prompts_per_round", in_step=shard)
+    check_shares(smallest, processes, key="prompts_per_round", lockstep=shard)
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
@@ -73,7 +76,7 @@ def distill(
     start = bank.weights(STUDENT)
     if shard:
         shard_base(backbone.transformer, processes)
-    groups = PromptGroups(
+    groups = PromptRounds(
         prompts, derived_seed(seed, "prompts"), settings.prompts_per_round, settings.task_shares
     )
     walks = build_walks(
@@ -85,7 +88,7 @@ def distill(
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
     )
-    source, objective = algorithm_of(settings, cast_of(settings, backbone, encoder, bank), walks)
+    source, objective = algorithm_of(settings, policies_of(settings, backbone, encoder, bank), walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -115,7 +118,7 @@ def _bank(settings: DistillSettings, backbone: LoadedBackbone, processes: Proces
         bank.put(ANCHOR, load_lora(settings.anchor.adapter, settings.base, key="anchor.adapter"))
     start = settings.cold_start
     if start is None:
-        lora = lora_settings(settings.lora or LoraSettings())
+        lora = LoraForm.of(settings.lora or LoraSettings())
         bank.add(STUDENT, lora, derived_seed(settings.run.seed, "lora"))
     elif start.adapter is not None:
         bank.put(STUDENT, load_lora(start.adapter, settings.base, key="cold_start.adapter"))
@@ -140,20 +143,17 @@ def _files(settings: DistillSettings) -> list[Path]:
     return [*prompt_files(settings.prompts), *adapters]
 
 
-def cast_of(settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters) -> Cast:
+def policies_of(
+    settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
+) -> OPDPolicies:
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
     batching = settings.compute.guidance_batching
     policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
-    teachers = {
-        each.name: policy(adapter=each.name, guidance_scale=each.guidance_scale) for each in settings.teachers
-    }
     anchor = settings.anchor
-    return Cast(
+    return OPDPolicies(
         backbone=backbone,
         student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),
-        teachers=RoutedTeachers(
-            teachers, HardRouter(settings.teacher_of_task()), in_step=settings.compute.shard_base
-        ),
+        teachers=routed_teachers(settings, backbone, encoder, bank),
         anchor=policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale)
         if anchor
         else None,
@@ -161,13 +161,15 @@ def cast_of(settings: DistillSettings, backbone: Backbone, encoder: PromptEncode
     )
 
 
-def algorithm_of(settings: DistillSettings, cast: Cast, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+def algorithm_of(
+    settings: DistillSettings, policies: OPDPolicies, walks: Walks
+) -> tuple[BatchSource, WeightedTerms]:
     """Returns where batches come from and what is minimised, by the objective of the settings."""
     objective = settings.objective
     if isinstance(objective, DirectKLSettings):
-        return direct_opd(cast, walks)
+        return direct_opd(policies, walks)
     return policy_gradient_opd(
-        cast,
+        policies,
         walks,
         correction=objective.name,
         updates_per_round=objective.updates_per_round,

@@ -13,10 +13,18 @@ import torch
 from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.assembly.adapters import load_lora
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.cells import Cells, ScoreTable
+from flow_opd.assembly.encoding import encode_beforehand
+from flow_opd.assembly.launch import join_processes
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.rewards import build_reward
+from flow_opd.assembly.training import open_run, record
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
-from flow_opd.evaluation.images import Camera, Sheet
+from flow_opd.evaluation.images import EvaluationSet, ImageSampler
 from flow_opd.evaluation.intervals import Scores
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
@@ -29,12 +37,6 @@ from flow_opd.reports.html import write_report
 from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
 from flow_opd.reports.terminal import results_view
-from flow_opd.stages.adapters import load_lora
-from flow_opd.stages.assembly import build_reward, load_backbone, load_prompts
-from flow_opd.stages.cells import Cells, ScoreTable
-from flow_opd.stages.encoding import encode_beforehand
-from flow_opd.stages.launch import join_processes
-from flow_opd.stages.training import open_run, record
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
 
@@ -78,17 +80,17 @@ def evaluate(
         spent: seconds that the run has taken before.
     """
     begun = time.monotonic()
-    sheets = {
-        name: Sheet(name, tuple(load_prompts([file])), settings.seeds)
+    sets = {
+        name: EvaluationSet(name, tuple(load_prompts([file])), settings.seeds)
         for name, file in settings.domains.items()
     }
     rewards = [build_reward(spec) for spec in settings.rewards]
     backbone = load_backbone(settings.base, settings.compute, processes)
-    asked = [prompt for sheet in sheets.values() for prompt in sheet.prompts]
+    asked = [prompt for domain_set in sets.values() for prompt in domain_set.prompts]
     encoder = encode_beforehand(settings.embeddings, backbone, asked, folder, processes)
     policies = _policies(settings, backbone, encoder)
     record(config, folder, processes)
-    camera = Camera(
+    sampler = ImageSampler(
         backbone,
         encoder=encoder,
         sigmas=backbone.sigmas(settings.num_steps),
@@ -97,17 +99,17 @@ def evaluate(
         processes=processes,
     )
     cells = Cells(folder / "scores", settings, resume=resume, processes=processes)
-    scores = _score_rows(settings, cells, camera, policies, sheets, rewards)
+    scores = _score_rows(settings, cells, sampler, policies, sets, rewards)
     if not processes.is_main:
         return folder
-    pictures = _pictures(settings, camera, policies, sheets)
+    pictures = _pictures(settings, sampler, policies, sets)
     save_pictures(pictures, folder / "images")
     if pictures.rows:
         write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
     results = build_results(
         scores,
         roles=_roles(settings),
-        protocol=_protocol(settings, sheets, backbone.image_size),
+        protocol=_protocol(settings, sets, backbone.image_size),
         wall_seconds=round(spent + cells.seconds_kept + time.monotonic() - begun, 1),
         peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
@@ -115,14 +117,14 @@ def evaluate(
     return folder
 
 
-def _protocol(settings: EvaluateSettings, sheets: Mapping[str, Sheet], side: int) -> ProtocolCard:
+def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], side: int) -> ProtocolCard:
     return ProtocolCard(
         steps=settings.num_steps,
         dynamics="ode",
         guidance={name: row.guidance_scale for name, row in settings.rows.items()},
         resolution=(side, side),
         prompts={
-            name: PromptFile.of(locate(file.path), len(sheets[name].prompts))
+            name: PromptFile.of(locate(file.path), len(sets[name].prompts))
             for name, file in settings.domains.items()
         },
         seeds=settings.seeds,
@@ -172,13 +174,13 @@ def _policies(
 def _score_rows(
     settings: EvaluateSettings,
     cells: Cells,
-    camera: Camera,
+    sampler: ImageSampler,
     policies: Mapping[str, Policy],
-    sheets: Mapping[str, Sheet],
+    sets: Mapping[str, EvaluationSet],
     rewards: list[Reward],
 ) -> dict[str, dict[str, dict[str, Scores]]]:
     """Returns row -> domain -> metric -> scores."""
-    total = sum(len(sheets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
+    total = sum(len(sets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
     bar = ProgressBar("evaluation", total_steps=total, show=(), shown=cells.processes.is_main)
     done = 0
     scores: dict[str, dict[str, dict[str, Scores]]] = {}
@@ -191,18 +193,18 @@ def _score_rows(
     for name in settings.rows:
         for domain in settings.domains_of(name):
             bar.rename(f"{name} on {domain}")
-            sheet, begun = sheets[domain], done
-            work = partial(camera.score, policies[name], sheet, rewards, on_batch=advance)
+            domain_set, begun = sets[domain], done
+            work = partial(sampler.score, policies[name], domain_set, rewards, on_batch=advance)
             table = cells.scores(name, domain, work)
-            advance(begun + len(sheet.shots()) - done)
-            scores.setdefault(name, {})[domain] = _as_scores(table, sheet)
+            advance(begun + len(domain_set.shots()) - done)
+            scores.setdefault(name, {})[domain] = _as_scores(table, domain_set)
     bar.on_end()
     return scores
 
 
-def _as_scores(table: ScoreTable, sheet: Sheet) -> dict[str, Scores]:
-    shots = sheet.shots()
-    prompts = [f"{index}:{sheet.prompts[index].text}" for index, _ in shots]
+def _as_scores(table: ScoreTable, domain_set: EvaluationSet) -> dict[str, Scores]:
+    shots = domain_set.shots()
+    prompts = [f"{index}:{domain_set.prompts[index].text}" for index, _ in shots]
     seeds = [seed for _, seed in shots]
     return {
         metric: Scores.of(
@@ -217,19 +219,22 @@ def _as_scores(table: ScoreTable, sheet: Sheet) -> dict[str, Scores]:
 
 
 def _pictures(
-    settings: EvaluateSettings, camera: Camera, policies: Mapping[str, Policy], sheets: Mapping[str, Sheet]
+    settings: EvaluateSettings,
+    sampler: ImageSampler,
+    policies: Mapping[str, Policy],
+    sets: Mapping[str, EvaluationSet],
 ) -> Pictures:
     """Returns the first prompts of each domain under all rows, from the first seed."""
     rows = []
     seed = settings.seeds[0]
-    for domain, sheet in sheets.items():
-        shots = [(index, seed) for index in range(min(settings.grid_prompts, len(sheet.prompts)))]
+    for domain, domain_set in sets.items():
+        shots = [(index, seed) for index in range(min(settings.grid_prompts, len(domain_set.prompts)))]
         if not shots:
             continue
-        drawn = torch.stack([camera.draw(policy, sheet, shots) for policy in policies.values()], dim=1)
+        drawn = torch.stack([sampler.draw(policy, domain_set, shots) for policy in policies.values()], dim=1)
         pixels = (drawn * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
         rows += [
-            PictureRow(sheet.prompts[index].text, domain, seed, np.ascontiguousarray(pixels[place]))
+            PictureRow(domain_set.prompts[index].text, domain, seed, np.ascontiguousarray(pixels[place]))
             for place, (index, _) in enumerate(shots)
         ]
     return Pictures(tuple(policies), tuple(rows))

@@ -13,6 +13,8 @@ from rich.table import Table
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
 from flow_opd.adapters.merging import MergeReport, merge
+from flow_opd.assembly.adapters import load_lora
+from flow_opd.assembly.training import ADAPTER, open_run, record
 from flow_opd.config.merge import (
     DAREMergeSettings,
     MergeMethodSpec,
@@ -21,8 +23,6 @@ from flow_opd.config.merge import (
     TIESMergeSettings,
 )
 from flow_opd.files import write_json
-from flow_opd.stages.adapters import load_lora
-from flow_opd.stages.training import ADAPTER, open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from flow_opd.assembly.training import ADAPTER, open_run, record
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import atomic_folder
-from flow_opd.stages.base_model import build_autoencoder, build_base, build_refined
-from flow_opd.stages.manifest import write_manifest
-from flow_opd.stages.parts import is_finished
-from flow_opd.stages.reward_models import build_preference, build_quality
-from flow_opd.stages.training import ADAPTER, open_run, record
+from flow_opd.stages.miniature_base import build_autoencoder, build_base, build_refined
+from flow_opd.stages.miniature_manifest import write_manifest
+from flow_opd.stages.miniature_parts import is_finished
+from flow_opd.stages.miniature_rewards import build_preference, build_quality
 
 BUILDERS = {
     "vae": build_autoencoder,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flow_opd.assembly.training import open_run, record
 from flow_opd.config.miniature import MiniaturePromptsSettings
 from flow_opd.miniature.prompts import prompts
 from flow_opd.prompts.jsonl import write_prompts
-from flow_opd.stages.training import open_run, record
 
 
 def run(settings: MiniaturePromptsSettings, *, resume: bool) -> Path:

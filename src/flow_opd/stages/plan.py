@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from flow_opd.adapters.settings import LoraSettings
+from flow_opd.adapters.form import LoraForm
+from flow_opd.assembly.training import STUDENT as STUDENT_ADAPTER
+from flow_opd.assembly.walks import build_walks
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
@@ -37,13 +39,11 @@ from flow_opd.planning.probe import (
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
 from flow_opd.processes import ALONE
-from flow_opd.prompts.batches import PromptGroups
+from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.rollout.walks import Walks
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.stages import distill, teacher
-from flow_opd.stages.assembly import build_walks
 from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
-from flow_opd.stages.training import STUDENT as STUDENT_ADAPTER
 from flow_opd.types import Prompt, RewardTable
 
 SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
@@ -112,18 +112,18 @@ def _distillation(
     if not isinstance(objective, DirectKLSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
     small = settings.model_copy(update={"sampling": _short(settings.sampling), "objective": objective})
-    cast = distill.cast_of(small, model.backbone, model.backbone, model.adapters)
+    policies = distill.policies_of(small, model.backbone, model.backbone, model.adapters)
     teacher, anchor = _costliest(settings, job), settings.anchor
     student = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     metered = replace(
-        cast,
-        student=MeteredField(cast.student, model, STUDENT, kind=student, without_gradients=ROLLOUT),
-        teachers=MeteredField(cast.teachers, model, TEACHER, kind=_kind_of(teacher, job)),
+        policies,
+        student=MeteredField(policies.student, model, STUDENT, kind=student, without_gradients=ROLLOUT),
+        teachers=MeteredField(policies.teachers, model, TEACHER, kind=_kind_of(teacher, job)),
     )
     if anchor is not None:
-        assert cast.anchor is not None
+        assert policies.anchor is not None
         kind = _kind(job.forms[anchor.teacher or ANCHOR_ADAPTER], anchor.guidance_scale)
-        metered = replace(metered, anchor=MeteredField(cast.anchor, model, ANCHOR, kind=kind))
+        metered = replace(metered, anchor=MeteredField(policies.anchor, model, ANCHOR, kind=kind))
     walks = _walks(model, small.sampling, task=teacher.tasks[0], prompts=rows, micro_batch_size=rows)
     return distill.algorithm_of(small, metered, walks)
 
@@ -154,7 +154,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
     )
 
 
-def _kind(form: LoraSettings | None, guidance_scale: float) -> Hashable:
+def _kind(form: LoraForm | None, guidance_scale: float) -> Hashable:
     """Returns all of a policy that decides what a row of it costs."""
     return (form, guidance_scale != 1)
 
@@ -170,7 +170,7 @@ def _short(sampling: SamplingSettings) -> SamplingSettings:
 def _walks(
     model: ShapeModel, sampling: SamplingSettings, *, task: str, prompts: int, micro_batch_size: int
 ) -> Walks:
-    groups = PromptGroups([Prompt("", task)], seed=0, prompts_per_round=prompts)
+    groups = PromptRounds([Prompt("", task)], seed=0, prompts_per_round=prompts)
     return build_walks(
         model.backbone,
         model.backbone,
@@ -195,7 +195,7 @@ def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, cos
         model: the base.
         costliest: what the costliest teacher takes, which is known already.
     """
-    teachers = distill.cast_of(settings, model.backbone, model.backbone, model.adapters).teachers
+    teachers = distill.policies_of(settings, model.backbone, model.backbone, model.adapters).teachers
 
     measured = {_kind_of(_costliest(settings, job), job): costliest}
     total, weights = 0.0, 0.0

@@ -10,10 +10,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flow_opd.adapters.reading import PICKLED, weights_file
+from flow_opd.assembly.adapters import adapter_of
 from flow_opd.config.release import PublishSettings
 from flow_opd.errors import DataError, explain
-from flow_opd.hub import hub_trouble_told
-from flow_opd.stages.adapters import adapter_of
+from flow_opd.hub import hub_errors
 from flow_opd.stages.card import CARD
 
 
@@ -93,7 +93,7 @@ def _print(files: list[Path], folder: Path, card: ModelCard, settings: PublishSe
 
 def _upload(files: list[Path], folder: Path, settings: PublishSettings) -> None:
     api = HfApi()
-    with hub_trouble_told(settings.repo, what="the repository in '--repo'"):
+    with hub_errors(settings.repo, what="the repository in '--repo'"):
         api.create_repo(settings.repo, private=settings.private, exist_ok=True)
         api.upload_folder(
             repo_id=settings.repo,

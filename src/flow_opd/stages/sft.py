@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from torch import Generator, Tensor
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.sft import sft_cold_start
-from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
-from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
-from flow_opd.policies.policy import Policy
-from flow_opd.policies.routed import RoutedTeachers
-from flow_opd.processes import Processes
-from flow_opd.prompts.batches import PromptGroups
-from flow_opd.prompts.routing import HardRouter, check_routes
-from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
-from flow_opd.rollout.sample_batches import Lessons
-from flow_opd.rollout.samples import Drawing, TeacherSamples
-from flow_opd.stages.adapters import files_of, load_lora
-from flow_opd.stages.assembly import load_backbone, load_prompts, lora_settings
-from flow_opd.stages.encoding import encode_beforehand
-from flow_opd.stages.identity import fingerprint, hashed, prompt_files
-from flow_opd.stages.launch import check_shares, join_processes
-from flow_opd.stages.training import (
+from flow_opd.assembly.adapters import files_of, load_lora
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.encoding import encode_beforehand
+from flow_opd.assembly.identity import fingerprint, hashed, prompt_files
+from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.teachers import routed_teachers
+from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -34,6 +26,15 @@ from flow_opd.stages.training import (
     save_student,
     train,
 )
+from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
+from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
+from flow_opd.policies.policy import Policy
+from flow_opd.processes import Processes
+from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.prompts.routing import check_routes
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
+from flow_opd.rollout.image_batches import SFTBatching
+from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import Trainer
@@ -50,7 +51,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
     shard = settings.compute.shard_base
-    check_shares(settings.batch_size, processes, key="batch_size", in_step=shard)
+    check_shares(settings.batch_size, processes, key="batch_size", lockstep=shard)
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     backbone = load_backbone(settings.base, settings.compute, processes)
@@ -60,14 +61,14 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     if shard:
         shard_base(backbone.transformer, processes)
     files = _files(settings)
-    samples = TeacherSamples(
+    samples = TeacherImages(
         folder / SAMPLES,
         _samples_identity(settings, files),
         prompts,
         images_per_prompt=settings.images_per_prompt,
     )
     student = Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=1.0)
-    source, objective = sft_cold_start(student, encoder, samples, _lessons(settings, prompts, processes))
+    source, objective = sft_cold_start(student, encoder, samples, _batching(settings, prompts, processes))
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -91,7 +92,7 @@ def _bank(settings: SFTSettings, backbone: LoadedBackbone) -> AdapterBank:
     bank = AdapterBank(backbone)
     for teacher in settings.teachers:
         bank.put(teacher.name, load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
-    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
+    bank.add(STUDENT, LoraForm.of(settings.lora), derived_seed(settings.run.seed, "lora"))
     bank.train(STUDENT)
     return bank
 
@@ -115,39 +116,33 @@ def _samples_identity(settings: SFTSettings, files: list[Path]) -> str:
 
 def _draw(
     settings: SFTSettings,
-    samples: TeacherSamples,
+    samples: TeacherImages,
     backbone: Backbone,
     encoder: PromptEncoder,
     bank: AdapterBank,
     processes: Processes,
 ) -> None:
     """Lets the teachers draw what is missing, under a progress bar."""
-    in_step = settings.compute.shard_base
-    batching = settings.compute.guidance_batching
-    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
-    teachers = {
-        each.name: policy(adapter=each.name, guidance_scale=each.guidance_scale) for each in settings.teachers
-    }
-    drawing = Drawing(
-        field=RoutedTeachers(teachers, HardRouter(settings.teacher_of_task()), in_step=in_step),
+    sampling = ImageSampling(
+        field=routed_teachers(settings, backbone, encoder, bank),
         encoder=encoder,
         latent_shape=backbone.latent_shape,
         sigmas=backbone.sigmas(settings.num_steps),
         seeder=lambda prompt, image: generator(settings.run.seed, "sample", prompt, image),
         batch_size=settings.sample_batch_size,
-        in_step=in_step,
+        lockstep=settings.compute.shard_base,
     )
     bar = ProgressBar("teachers' images", total_steps=len(samples), show=(), shown=processes.is_main)
-    samples.fill(drawing, processes=processes, on_images=lambda count: bar.on_update(count, {}))
+    samples.fill(sampling, processes=processes, on_images=lambda count: bar.on_update(count, {}))
     bar.on_end()
 
 
-def _lessons(settings: SFTSettings, prompts: list[Prompt], processes: Processes) -> Lessons:
+def _batching(settings: SFTSettings, prompts: list[Prompt], processes: Processes) -> SFTBatching:
     """Returns what a round trains on: all tasks alike, every image of a task once before any comes again."""
     seed = settings.run.seed
     of_images = [prompt for prompt in prompts for _ in range(settings.images_per_prompt)]
-    return Lessons(
-        images_of_round=PromptGroups(of_images, derived_seed(seed, "prompts"), settings.batch_size).rows,
+    return SFTBatching(
+        images_of_round=PromptRounds(of_images, derived_seed(seed, "prompts"), settings.batch_size).rows,
         seeder=lambda index, row: generator(seed, "sft", index, row),
         draw_sigmas=lambda count, draw: _sigmas(settings.sigmas, count, draw),
         caption_dropout=settings.caption_dropout,

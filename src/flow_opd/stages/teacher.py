@@ -8,20 +8,16 @@ from pathlib import Path
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
-from flow_opd.config.teacher import TeacherSettings
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Adapters, Policy
-from flow_opd.prompts.batches import PromptGroups
-from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
-from flow_opd.rewards.table import WeightedRewards
-from flow_opd.rollout.walks import Walks
-from flow_opd.stages.assembly import build_reward, build_walks, load_backbone, load_prompts, lora_settings
-from flow_opd.stages.encoding import encode_beforehand
-from flow_opd.stages.identity import fingerprint, prompt_files, reward_files
-from flow_opd.stages.launch import check_shares, join_processes
-from flow_opd.stages.training import (
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.encoding import encode_beforehand
+from flow_opd.assembly.identity import fingerprint, prompt_files, reward_files
+from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.rewards import build_reward
+from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -30,6 +26,15 @@ from flow_opd.stages.training import (
     save_student,
     train,
 )
+from flow_opd.assembly.walks import build_walks
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.policies.policy import Adapters, Policy
+from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
+from flow_opd.rewards.table import WeightedRewards
+from flow_opd.rollout.groups import GroupSampling
+from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import Trainer
 
@@ -40,7 +45,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     processes = join_processes(settings.compute)
     images = settings.groups_per_round * settings.group_size
     shard = settings.compute.shard_base
-    check_shares(images // settings.updates_per_round, processes, key="groups_per_round", in_step=shard)
+    check_shares(images // settings.updates_per_round, processes, key="groups_per_round", lockstep=shard)
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
@@ -48,11 +53,11 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     bank = AdapterBank(backbone)
-    bank.add(STUDENT, lora_settings(settings.lora), derived_seed(settings.run.seed, "lora"))
+    bank.add(STUDENT, LoraForm.of(settings.lora), derived_seed(settings.run.seed, "lora"))
     bank.train(STUDENT)
     if shard:
         shard_base(backbone.transformer, processes)
-    groups = PromptGroups(prompts, derived_seed(settings.run.seed, "prompts"), settings.groups_per_round)
+    groups = PromptRounds(prompts, derived_seed(settings.run.seed, "prompts"), settings.groups_per_round)
     walks = build_walks(
         backbone,
         encoder,
@@ -109,18 +114,21 @@ def algorithm_of(
     scorer: Scorer,
 ) -> tuple[BatchSource, WeightedTerms]:
     """Returns where batches come from and what is minimised."""
-    return flow_grpo(
-        student,
-        reference,
-        backbone,
-        walks,
-        scorer,
+    sampling = GroupSampling(
         group_size=settings.group_size,
         shared_start=settings.shared_start,
         steps_of_round=partial(_steps_of_round, settings),
         drawn_from=range(*settings.trained_range()),
         balanced_steps=settings.balanced_steps,
         updates_per_round=settings.updates_per_round,
+    )
+    return flow_grpo(
+        student,
+        reference,
+        backbone,
+        walks,
+        scorer,
+        sampling,
         clip_range=settings.clip_range,
         advantage_clip=settings.advantage_clip,
         kl_weight=settings.kl_weight,

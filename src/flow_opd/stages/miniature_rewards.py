@@ -26,8 +26,8 @@ from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.pickscore import PickScoreReward
-from flow_opd.stages.base_model import build_autoencoder
-from flow_opd.stages.parts import SUMMARY, fingerprint, is_finished, loop, summarise, train_part
+from flow_opd.stages.miniature_base import build_autoencoder
+from flow_opd.stages.miniature_parts import SUMMARY, is_finished, loop, part_identity, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 # Captions, with four pictures each, and how many of them pass through the VAE, which costs the most. The
@@ -48,7 +48,7 @@ def judged(settings: MiniatureSettings, use: str, split: str) -> JudgedPictures:
         drawn = judged_pictures(settings.run.seed, split, count, vae=vae, rebuilt=rebuilt, differs=differs)
         with atomic_folder(folder) as staging:
             drawn.save(staging)
-            (staging / SUMMARY).write_text(json.dumps({"identity": fingerprint("judged", settings)}))
+            (staging / SUMMARY).write_text(json.dumps({"identity": part_identity("judged", settings)}))
     return JudgedPictures.load(folder)
 
 
@@ -117,5 +117,5 @@ def _trainer(
         objective=objective,
         settings=loop(part, settings, ema_decay=0.99),
         folder=settings.run.out / name,
-        identity=fingerprint(name, settings),
+        identity=part_identity(name, settings),
     )

@@ -1,4 +1,4 @@
-"""What the parts of the miniature have in common: how long they train, and under which fingerprint."""
+"""What the parts of the miniature have in common: how long they train, and under which part_identity."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from flow_opd.assembly.training import train
 from flow_opd.config.common import EMASettings, OptimizerSettings
 from flow_opd.config.miniature import MiniatureSettings, Part, PartSettings
 from flow_opd.errors import CheckpointError, explain
 from flow_opd.files import write_json
-from flow_opd.stages.training import train
 from flow_opd.training.trainer import LoopSettings, Trainer
 
 SUMMARY = "summary.json"  # the last file of a finished part
@@ -30,7 +30,7 @@ UPSTREAM: dict[str, tuple[Part, ...]] = {
 """What is built -> the parts that it is built on."""
 
 
-def fingerprint(name: str, settings: MiniatureSettings) -> str:
+def part_identity(name: str, settings: MiniatureSettings) -> str:
     """Returns what the files of a part carry: seed, pictures, and the settings of it and of its upstream."""
     parts: tuple[str, ...] = (*UPSTREAM[name], name)
     values = settings.model_dump(mode="json")
@@ -44,7 +44,7 @@ def is_finished(folder: Path, name: str, settings: MiniatureSettings) -> bool:
     Raises:
         CheckpointError: if it was built under other settings.
     """
-    file, identity = folder / SUMMARY, fingerprint(name, settings)
+    file, identity = folder / SUMMARY, part_identity(name, settings)
     if not file.exists():
         return False
     found = json.loads(file.read_text())["identity"]

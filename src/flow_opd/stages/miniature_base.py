@@ -33,7 +33,7 @@ from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
-from flow_opd.stages.parts import SUMMARY, fingerprint, is_finished, loop, summarise, train_part
+from flow_opd.stages.miniature_parts import SUMMARY, is_finished, loop, part_identity, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 PIPELINE = "pipeline"  # folder of a part's result, a diffusers pipeline
@@ -47,7 +47,7 @@ def pictures(settings: MiniatureSettings) -> tuple[np.ndarray, list[str]]:
         with atomic_folder(folder) as staging:
             np.save(staging / "pictures.npy", samples.images)
             (staging / "captions.json").write_text(json.dumps(samples.captions))
-            (staging / SUMMARY).write_text(json.dumps({"identity": fingerprint("data", settings)}))
+            (staging / SUMMARY).write_text(json.dumps({"identity": part_identity("data", settings)}))
     return np.load(folder / "pictures.npy", mmap_mode="r"), json.loads((folder / "captions.json").read_text())
 
 
@@ -65,7 +65,7 @@ def build_autoencoder(settings: MiniatureSettings) -> Path:
         objective=AutoencoderLoss(vae),
         settings=loop(settings.vae, settings, ema_decay=0.99),
         folder=folder,
-        identity=fingerprint("vae", settings),
+        identity=part_identity("vae", settings),
     )
     train_part(trainer, "autoencoder")
     assert trainer.average is not None
@@ -135,7 +135,7 @@ def _train_base(
         objective=WeightedTerms(Policy(backbone), [(1.0, VelocityMatching())]),
         settings=loop(part, settings, ema_decay=0.999),
         folder=folder,
-        identity=fingerprint(name, settings),
+        identity=part_identity(name, settings),
     )
     train_part(trainer, name)
     assert trainer.average is not None

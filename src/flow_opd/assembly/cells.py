@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flow_opd.assembly.adapters import files_of
+from flow_opd.assembly.identity import content, reward_files
 from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
-from flow_opd.stages.adapters import files_of
-from flow_opd.stages.identity import content, reward_files
 
 ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
 

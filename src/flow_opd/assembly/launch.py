@@ -40,19 +40,19 @@ def join_processes(compute: ComputeSettings) -> Processes:
     return Processes(state.process_index, state.num_processes, device)
 
 
-def check_shares(rows: int, processes: Processes, *, key: str, in_step: bool) -> None:
+def check_shares(rows: int, processes: Processes, *, key: str, lockstep: bool) -> None:
     """Passes if every process gets a row of each update.
 
     Args:
         rows: trajectories of the smallest update.
         processes: who shares them.
         key: the setting that decides how many there are.
-        in_step: whether all processes need equally many, as they do with a sharded base.
+        lockstep: whether all processes need equally many, as they do with a sharded base.
 
     Raises:
         ConfigError: if there are fewer rows than processes, or unequal shares.
     """
-    if in_step and rows % processes.count:
+    if lockstep and rows % processes.count:
         raise ConfigError(
             explain(
                 "unequal shares of an update, while the processes share a sharded base",

@@ -18,7 +18,7 @@ from flow_opd.types import Prompt
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ImageSampling:
     """How images are drawn: by whom, from which noise, along which noise levels."""
 
     field: VelocityField  # the routed teachers
@@ -27,10 +27,10 @@ class Drawing:
     sigmas: Tensor  # [T + 1], descending; the steps of the ODE
     seeder: Callable[[int, int], Generator]  # (prompt, image of the prompt) -> generator of its noise
     batch_size: int  # images of one forward pass
-    in_step: bool = False  # whether all processes must call the field equally often
+    lockstep: bool = False  # whether all processes must call the field equally often
 
 
-class TeacherSamples:
+class TeacherImages:
     """x0 of each prompt's images, in shards below one folder, for one identity of teachers and prompts.
 
     Images are numbered: image n of prompt p is row p * images_per_prompt + n. The rows are sorted by task, so
@@ -81,7 +81,7 @@ class TeacherSamples:
 
     def fill(
         self,
-        drawing: Drawing,
+        sampling: ImageSampling,
         *,
         processes: Processes = ALONE,
         on_images: Callable[[int], None] = lambda count: None,
@@ -89,7 +89,7 @@ class TeacherSamples:
         """Checks what is there, throws away what is damaged, and draws what is missing.
 
         Args:
-            drawing: of the identity that the samples have.
+            sampling: of the identity that the samples have.
             processes: who shares the work, shard by shard; all see the same folder.
             on_images: called at the start and after each batch with the number of images that there are,
                 as far as this process can tell: the others are taken to be as fast.
@@ -101,15 +101,15 @@ class TeacherSamples:
         self._scan()
         missing = [shard for shard in range(len(self._plan)) if shard not in self._files]
         own = [missing[row] for row in processes.rows(len(missing))]
-        if drawing.in_step:  # who has no shard left makes the last one too: the same bytes, the same name
+        if sampling.lockstep:  # who has no shard left makes the last one too: the same bytes, the same name
             own += missing[-1:] * (-(-len(missing) // processes.count) - len(own))
         there, drawn = len(self) - sum(len(self._plan[shard]) for shard in missing), 0
         on_images(there)
         for shard in own:
             parts = []
-            for rows in self._batches(shard, drawing):
+            for rows in self._batches(shard, sampling):
                 # A process in step draws an image for nothing where the others have a batch and it has none.
-                parts.append(self._draw(rows or self._plan[shard][:1], drawing)[: len(rows)])
+                parts.append(self._draw(rows or self._plan[shard][:1], sampling)[: len(rows)])
                 drawn += len(rows)
                 on_images(min(there + drawn * processes.count, len(self)))
             self._shards.write({"x0": torch.cat(parts)}, {"shard": str(shard)})
@@ -120,22 +120,22 @@ class TeacherSamples:
         """Finds out which shards are there."""
         self._files = {int(header["shard"]): file for file, header in self._shards.headers()}
 
-    def _batches(self, shard: int, drawing: Drawing) -> Iterator[list[int]]:
+    def _batches(self, shard: int, sampling: ImageSampling) -> Iterator[list[int]]:
         """Yields the images of a shard in batches; in step every shard has as many, the last ones empty."""
         rows = self._plan[shard]
-        for part in micro_rows(len(self._plan[0] if drawing.in_step else rows), drawing.batch_size):
+        for part in micro_rows(len(self._plan[0] if sampling.lockstep else rows), sampling.batch_size):
             yield rows[part.start : part.stop]
 
-    def _draw(self, rows: Sequence[int], drawing: Drawing) -> Tensor:
+    def _draw(self, rows: Sequence[int], sampling: ImageSampling) -> Tensor:
         prompts = [self.prompt(row) for row in rows]
         with torch.no_grad():
-            conditioning = drawing.encoder.encode_prompts(prompts)
+            conditioning = sampling.encoder.encode_prompts(prompts)
         x0 = generate_latents(
-            drawing.field,
+            sampling.field,
             conditioning,
-            latent_shape=drawing.latent_shape,
-            sigmas=drawing.sigmas,
-            generators=[drawing.seeder(*divmod(row, self.images_per_prompt)) for row in rows],
+            latent_shape=sampling.latent_shape,
+            sigmas=sampling.sigmas,
+            generators=[sampling.seeder(*divmod(row, self.images_per_prompt)) for row in rows],
         )
         for prompt, latents in zip(prompts, x0, strict=True):
             if not bool(torch.isfinite(latents).all()):

@@ -22,9 +22,9 @@ from flow_opd.flow.schedule import ode_schedule
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import VelocityField
-from flow_opd.rollout.sample_batches import Lessons, SampleBatches
+from flow_opd.rollout.image_batches import ImageBatches, SFTBatching
 from flow_opd.rollout.sampler import rollout
-from flow_opd.rollout.samples import Drawing, TeacherSamples
+from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt
@@ -33,12 +33,12 @@ from tiny import PROMPTS, SHAPE, SIGN, GaussianFlow, PlainPrompts, Recorder, Sma
 TESTS = Path(__file__).parents[1]
 
 
-def samples_in(folder: Path) -> TeacherSamples:
+def samples_in(folder: Path) -> TeacherImages:
     """Twelve images in shards of 5, 5 and 2."""
-    return TeacherSamples(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
+    return TeacherImages(folder, "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
 
 
-def filled(folder: Path, tiny: Tiny, *, batch_size: int = 3) -> TeacherSamples:
+def filled(folder: Path, tiny: Tiny, *, batch_size: int = 3) -> TeacherImages:
     samples = samples_in(folder)
     samples.fill(tiny.drawing(batch_size=batch_size))
     return samples
@@ -118,14 +118,14 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
 torch.set_num_threads(1)
-from flow_opd.rollout.samples import TeacherSamples
+from flow_opd.rollout.teacher_images import TeacherImages
 from tiny import PROMPTS, Tiny
 told = []
 def on_images(count):
     told.append(count)
     if told == [0, 3, 5, 8, 10]:  # the second shard has been drawn, and not yet written
         os.kill(os.getpid(), signal.SIGKILL)
-samples = TeacherSamples(Path(sys.argv[1]), "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
+samples = TeacherImages(Path(sys.argv[1]), "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
 samples.fill(Tiny().drawing(), on_images=on_images)
 """
 
@@ -166,7 +166,7 @@ def test_processes_in_step_ask_the_teachers_equally_often(
     for count, calls in ((3, 2), (2, 4)):
         for index in range(count):
             counting = Counting(tiny.teachers())
-            drawing = replace(tiny.drawing(num_steps=1), field=counting, in_step=True)
+            drawing = replace(tiny.drawing(num_steps=1), field=counting, lockstep=True)
             samples_in(tmp_path / f"{index} of {count}").fill(drawing, processes=Processes(index, count))
             assert counting.calls == calls
 
@@ -198,11 +198,11 @@ def test_an_image_that_is_not_finite_is_refused_and_not_kept(tmp_path: Path, tin
 # Batches of them.
 
 
-def lessons(
+def batching(
     *, rows: int = 7, total: int = 12, dropout: float = 0.0, micro: int = 64, processes: Processes = ALONE
-) -> Lessons:
+) -> SFTBatching:
     """Round r trains on images 5 r, 5 r + 1, ... of so many."""
-    return Lessons(
+    return SFTBatching(
         images_of_round=lambda index: [(5 * index + row) % total for row in range(rows)],
         seeder=lambda index, row: generator(0, "sft", index, row),
         draw_sigmas=lambda count, draw: shifted_uniform_sigmas(count, shift=3.0, generator=draw),
@@ -212,21 +212,21 @@ def lessons(
     )
 
 
-def rows_of(source: SampleBatches, index: int) -> list[ImageBatch]:
+def rows_of(source: ImageBatches, index: int) -> list[ImageBatch]:
     (update,) = source.round(index)
     return list(update)
 
 
 def test_rows_depend_on_the_round_and_their_number_alone(tmp_path: Path, tiny: Tiny) -> None:
     samples = filled(tmp_path, tiny)
-    whole = SampleBatches(samples, tiny.backbone, lessons())
+    whole = ImageBatches(samples, tiny.backbone, batching())
     (everything,) = rows_of(whole, 1)
     assert len(everything) == 7
     assert torch.equal(everything.x0, samples.x0([5, 6, 7, 8, 9, 10, 11]))
     assert everything.conditioning.tasks[:2] == (PROMPTS[1].task, PROMPTS[2].task)
     assert len(set(everything.sigma.tolist())) == 7
     for index in (0, 1, 2):
-        source = SampleBatches(samples, tiny.backbone, lessons(micro=2, processes=Processes(index, 3)))
+        source = ImageBatches(samples, tiny.backbone, batching(micro=2, processes=Processes(index, 3)))
         batches = rows_of(source, 1)
         own = list(range(index, 7, 3))
         for name in ("x0", "noise", "sigma"):
@@ -238,7 +238,7 @@ def test_rows_depend_on_the_round_and_their_number_alone(tmp_path: Path, tiny: T
 
 def test_some_captions_are_dropped(tmp_path: Path, tiny: Tiny) -> None:
     samples = filled(tmp_path, tiny)
-    source = SampleBatches(samples, tiny.backbone, lessons(dropout=0.3))
+    source = ImageBatches(samples, tiny.backbone, batching(dropout=0.3))
     empty = tiny.backbone.encode_prompts([Prompt("", "")]).embeds[0]
     dropped = []
     for index in range(30):
@@ -246,7 +246,7 @@ def test_some_captions_are_dropped(tmp_path: Path, tiny: Tiny) -> None:
         dropped += [torch.allclose(row, empty, atol=1e-6) for row in batch.conditioning.embeds]
         assert set(batch.conditioning.tasks) <= {SHAPE, SIGN}
     assert 0.2 < sum(dropped) / len(dropped) < 0.4
-    kept = SampleBatches(samples, tiny.backbone, lessons())
+    kept = ImageBatches(samples, tiny.backbone, batching())
     (batch,) = rows_of(kept, 0)
     assert not any(torch.allclose(row, empty, atol=1e-6) for row in batch.conditioning.embeds)
 
@@ -257,13 +257,15 @@ def test_some_captions_are_dropped(tmp_path: Path, tiny: Tiny) -> None:
 def test_the_student_learns_the_velocity_of_its_teacher(tmp_path: Path) -> None:
     """The minimiser of velocity matching on images of an exact flow is that flow's velocity."""
     teacher, student = GaussianFlow(mean=0.8, std=0.4), SmallNet(0, width=32)
-    samples = TeacherSamples(tmp_path, "gauss", [Prompt("", "any")], images_per_prompt=512, shard_size=512)
+    samples = TeacherImages(tmp_path, "gauss", [Prompt("", "any")], images_per_prompt=512, shard_size=512)
     sigmas = torch.linspace(1, 0, 41)
-    samples.fill(Drawing(teacher, PlainPrompts(), (2, 2, 2), sigmas, lambda p, n: generator(1, p, n), 512))
+    samples.fill(
+        ImageSampling(teacher, PlainPrompts(), (2, 2, 2), sigmas, lambda p, n: generator(1, p, n), 512)
+    )
     x0 = samples.x0(range(512))
     assert float(x0.mean()) == pytest.approx(0.8, abs=0.03)
     assert float(x0.std()) == pytest.approx(0.4, abs=0.03)
-    chosen = lessons(rows=64, total=512)
+    chosen = batching(rows=64, total=512)
     source, objective = sft_cold_start(student, PlainPrompts(), samples, chosen)
     assert [(weight, type(term)) for weight, term in objective.terms] == [(1.0, VelocityMatching)]
 

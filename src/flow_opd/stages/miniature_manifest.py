@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from flow_opd.assembly.training import TRAINING
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import sha256, write_json
-from flow_opd.stages.parts import SUMMARY
-from flow_opd.stages.training import TRAINING
+from flow_opd.stages.miniature_parts import SUMMARY
 
 POINTS = 40  # of a curve; each is the mean over as many log lines as fall to it
 DIGITS = 4  # significant ones of a point

@@ -15,7 +15,7 @@ from flow_opd.types import Prompt
 SHARE_RESOLUTION = 1000  # shares are rounded to thousandths
 
 
-class PromptGroups:
+class PromptRounds:
     """Deals prompts out to rounds, mixing tasks by their shares.
 
     Think of one endless row of slots, `prompts_per_round` of them to a round. A repeating pattern gives

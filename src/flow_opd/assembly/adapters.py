@@ -9,12 +9,12 @@ from rich.console import Console
 from flow_opd.adapters.hub import adapter_folder
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.reading import adapter_files, read_adapter
+from flow_opd.assembly.training import ADAPTER
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import hub_id
 from flow_opd.config.recorded import CONFIG, base_of, recorded
 from flow_opd.errors import ConfigError, explain
 from flow_opd.processes import is_first_launched
-from flow_opd.stages.training import ADAPTER
 
 
 def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | None = None) -> LoraWeights:

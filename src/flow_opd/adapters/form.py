@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
-from flow_opd.config.common import ATTENTION_PROJECTIONS
+from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.errors import AdapterError, explain
 
 DEFAULT_TARGET_MODULES = ATTENTION_PROJECTIONS
@@ -14,7 +15,7 @@ DEFAULT_TARGET_MODULES = ATTENTION_PROJECTIONS
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraForm:
     """Rank, alpha and targets of a LoRA: delta = (alpha / rank) B A on every targeted linear layer."""
 
     rank: int = 32
@@ -51,6 +52,11 @@ class LoraSettings:
                     fix="name the linear layers to adapt, e.g. attn.to_q",
                 )
             )
+
+    @classmethod
+    def of(cls, settings: LoraSettings) -> Self:
+        """Returns the form that a configuration asks for."""
+        return cls(settings.rank, settings.alpha, settings.target_modules)
 
     @property
     def scale(self) -> float:

@@ -1,0 +1,33 @@
+"""The prompts of a run, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flow_opd.config.common import PromptsSettings
+from flow_opd.config.locations import locate
+from flow_opd.prompts.jsonl import read_lines
+from flow_opd.prompts.overlap import problems, refuse
+from flow_opd.types import Prompt
+
+
+def load_prompts(files: Sequence[PromptsSettings]) -> list[Prompt]:
+    """Returns the prompts of all files, in order.
+
+    Raises:
+        DataError: for files that cannot be read; where the settings ask for it, also for prompts that are
+            there twice or in a file that may share none.
+    """
+    return [prompt for file in files for prompt in _load_file(file)]
+
+
+def _load_file(file: PromptsSettings) -> list[Prompt]:
+    lines = read_lines(
+        locate(file.path, key="prompts.path"), task=file.task, text_in_quotes=file.text_in_quotes
+    )[: file.limit]
+    others = {
+        name: read_lines(locate(name, key="prompts.disjoint_from"), task="none")
+        for name in file.disjoint_from
+    }
+    refuse(problems(file.path, lines, repeated=not file.unique, others=others))
+    return [prompt for _, prompt in lines]
