@@ -44,7 +44,8 @@ class NonFiniteError(FlowOPDError, ArithmeticError):
 
 def explain(what: str, *, value: object, allowed: str, fix: str) -> str:
     """Returns a message in the four parts: what is wrong, the value, what is allowed, what to do."""
-    return f"{what}: {value!r}. Allowed: {allowed}. To fix: {fix}."
+    end = "" if fix.endswith("?") else "."  # where it ends in "Did you mean ...?"
+    return f"{what}: {value!r}. Allowed: {allowed}. To fix: {fix}{end}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ Axes: B trajectories, T steps, M transitions, C H W latent, L D text tokens, P p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -130,10 +130,6 @@ class LossOutput:
     total: Tensor  # scalar with graph, summed over rows
     count: int  # rows
     metrics: Mapping[str, float] = field(default_factory=dict)  # sums over the same rows
-
-    def scaled(self, weight: float) -> LossOutput:
-        """Returns the same output with its loss (not its metrics) times `weight`."""
-        return replace(self, total=self.total * weight)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.export import ExportSettings
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.reader import read
 from flow_opd.config.release import CardSettings, PublishSettings
+from flow_opd.config.sft import SFTSettings
 from flow_opd.errors import AdapterError, ConfigError, DataError
 from flow_opd.files import sha256
-from flow_opd.stages import card, distill, evaluate, publish
+from flow_opd.stages import card, distill, evaluate, export, publish, sft
 
 CONFIGS = asset_folder() / "configs"
 
@@ -114,6 +116,21 @@ def test_a_teacher_that_was_trained_here_brings_its_cost(here: Path) -> None:
     shutil.copytree(asset_folder() / "teachers" / "text", "runs/mine/adapter")
     Path("runs/mine/training.json").write_text('{"seconds": 7200.0, "steps": 12}')
     assert "| text | 2 h 0 min | 12 |" in write_card("runs/student").read_text()
+
+
+def test_an_sft_run_has_a_card_and_an_export(here: Path) -> None:
+    short = ["run.out=runs/first", "run.rounds=1", "num_steps=1", "batch_size=4", "micro_batch_size=4"]
+    prompts = "prompts=[" + ", ".join(
+        f"{{path: asset:prompts/train/{name}.jsonl, limit: 1}}"
+        for name in ("composition", "text", "preference", "quality")
+    )
+    sft.run(read(CONFIGS / "sft.yaml", SFTSettings, [*short, prompts + "]"]), resume=True)
+    text = write_card("runs/first").read_text()
+    assert "Supervised fine-tuning (SFT) on images that 4 teachers drew." in text
+    assert "| updates | 1 of 4 images |" in text
+    assert "| quality | `asset:teachers/quality` | quality | 1 |" in text
+    settings = ExportSettings(source="runs/first", format="diffusers", out=Path("exported"))
+    assert (export.run(settings, resume=False) / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_runs_without_a_card(here: Path) -> None:

@@ -339,6 +339,18 @@ def test_the_demo_swallows_no_setting(tmp_path: Path, key: str) -> None:
     assert key.rsplit(".", 1)[1] in refused("demo", "--set", f"{key}=1", cwd=tmp_path)
 
 
+def test_the_demo_has_one_base(tmp_path: Path) -> None:
+    message = refused("demo", "--set", "distill.base.dtype=bfloat16", cwd=tmp_path)
+    assert "evaluate.base.dtype is not that of the distillation" in message
+
+
+def test_what_only_a_training_can_do_is_refused_elsewhere(tmp_path: Path) -> None:
+    message = refused(
+        "evaluate", "asset:configs/evaluate.yaml", "--set", "compute.shard_base=true", cwd=tmp_path
+    )
+    assert "shard_base" in message
+
+
 def test_a_teacher_without_prompts_and_prompts_without_a_teacher(tmp_path: Path) -> None:
     one = tmp_path / "one.jsonl"
     one.write_text('{"prompt": "a photo of a circle", "task": "composition"}\n')

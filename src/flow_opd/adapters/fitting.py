@@ -1,4 +1,4 @@
-"""Does a LoRA belong to this base? Checked before anything is attached."""
+"""The check that a LoRA fits this base, before anything is attached."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from flow_opd.files import sha256
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    Where the run is written, what computes it, how often it is saved, whether the hub is asked and how its
-    prompts are checked do not.
+    The output folder, the device, the checkpoint interval, offline mode and the checks of the prompts do not
+    change it.
     A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
     favour), everything else by its content: a teacher or a prompts file that was replaced does not go
     unnoticed at a resume.

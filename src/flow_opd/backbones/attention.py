@@ -36,7 +36,7 @@ def use_attention_backend(transformer: nn.Module, name: str) -> None:
     except (RuntimeError, ImportError, OSError, ValueError) as missing:
         fix = "install what it needs, or leave it out: torch then chooses by itself"
         raise _refusal(
-            f"it cannot be used here ({missing})", name, "null or 'native' anywhere", fix
+            f"it cannot be used here ({missing})", name, "null, or 'native', which works everywhere", fix
         ) from missing
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from flow_opd.backbones.attention import use_attention_backend
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.config.common import ComputeSettings
+from flow_opd.config.common import ComputeSettings, TrainingComputeSettings
 from flow_opd.errors import ConfigError, explain
 
 COMPILER = "inductor"  # of torch.compile
@@ -53,7 +53,7 @@ def prepare(backbone: DiffusersBackbone, compute: ComputeSettings) -> None:
     transformer = backbone.transformer
     if compute.attention_backend is not None:
         use_attention_backend(transformer, compute.attention_backend)
-    if compute.gradient_checkpointing:
+    if isinstance(compute, TrainingComputeSettings) and compute.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     if compute.compile:
         _compile_blocks(transformer)

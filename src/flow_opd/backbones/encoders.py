@@ -1,4 +1,4 @@
-"""Which text encoders are these? A hash over everything that decides an embedding."""
+"""The identity of text encoders: a hash over everything that decides an embedding."""
 
 from __future__ import annotations
 

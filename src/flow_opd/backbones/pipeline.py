@@ -52,6 +52,16 @@ class DiffusersBackbone(ABC):
         self.dtype: torch.dtype = pipe.transformer.dtype
 
     @classmethod
+    def text_tokens(cls, encoders: Mapping[str, Mapping[str, Any]], base: BaseModelSettings) -> int:
+        """Returns L, the text tokens that the transformer sees of a prompt, for a plan without weights.
+
+        Args:
+            encoders: name in the pipeline -> config.json of a text encoder.
+            base: what the user asks for.
+        """
+        return base.max_sequence_length
+
+    @classmethod
     @abstractmethod
     def absent_parts(cls, index: Mapping[str, Any], base: BaseModelSettings) -> dict[str, None]:
         """Returns the parts that are not loaded: the base was saved without them, or nobody wants them.

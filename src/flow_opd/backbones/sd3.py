@@ -15,7 +15,7 @@ from flow_opd.errors import ConfigError, explain
 from flow_opd.types import Conditioning, Prompt
 
 TIMESTEPS_PER_SIGMA = 1000.0  # the transformer was trained on timestep = 1000 sigma
-T5_PARTS = ("text_encoder_3", "tokenizer_3")
+T5_PARTS = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3 was trained to do without them, too
 
 
 class SD3Backbone(DiffusersBackbone):
@@ -51,6 +51,11 @@ class SD3Backbone(DiffusersBackbone):
             default_side=config.sample_size,
         )
         self.patch_size: int = config.patch_size
+
+    @classmethod
+    def text_tokens(cls, encoders: Mapping[str, Mapping[str, Any]], base: BaseModelSettings) -> int:
+        """Returns L: CLIP's tokens, then T5's, in whose place zeros stand where T5 is left out."""
+        return int(encoders["text_encoder"]["max_position_embeddings"]) + base.max_sequence_length
 
     @classmethod
     def absent_parts(cls, index: Mapping[str, Any], base: BaseModelSettings) -> dict[str, None]:

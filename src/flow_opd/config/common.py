@@ -50,22 +50,27 @@ class BaseModelSettings(Settings):
 
 
 class ComputeSettings(Settings):
-    """How forward and backward passes are computed: it changes memory and speed, not what is trained."""
+    """How forward passes are computed: it changes memory and speed, not results."""
 
     device: Name = "auto"
     """'auto' takes an accelerator where there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'."""
-    gradient_checkpointing: bool = False
-    """Keeps only the inputs of each transformer block and computes the rest again in the backward pass."""
     guidance_batching: Literal["batched", "sequential"] = "batched"
     """Whether the two halves of classifier-free guidance are one forward pass, or two of half the memory."""
     attention_backend: Name | None = None
     """Attention implementation of diffusers, such as 'native' or 'flash'; null leaves diffusers' choice."""
     compile: bool = False
     """Compiles the transformer's blocks by torch.compile: slow first step, faster ones after it."""
-    shard_base: bool = False
-    """Splits the frozen weights over the processes (FSDP2) where the base does not fit one device; slower."""
     vae_tiling: bool = False
     """Decodes images in tiles: less memory at high resolutions."""
+
+
+class TrainingComputeSettings(ComputeSettings):
+    """What backward passes and several processes add to it."""
+
+    gradient_checkpointing: bool = False
+    """Keeps only the inputs of each transformer block and computes the rest again in the backward pass."""
+    shard_base: bool = False
+    """Splits the frozen weights over the processes (FSDP2) where the base does not fit one device; slower."""
 
 
 class LoraSettings(Settings):

@@ -25,8 +25,20 @@ class DemoSettings(Settings):
     @model_validator(mode="after")
     def _one_place(self) -> DemoSettings:
         parts = {"distill": self.distill.run.threads, "evaluate": self.evaluate.run.threads}
+        base = self.distill.base
         refuse(
             [
+                Problem(
+                    ("evaluate", "base", key),
+                    f"evaluate.base.{key} is not that of the distillation",
+                    getattr(self.evaluate.base, key),
+                    repr(getattr(base, key)),
+                    "set both alike",
+                )
+                for key in type(base).model_fields
+                if getattr(self.evaluate.base, key) != getattr(base, key)
+            ]
+            + [
                 Problem(
                     (part, "run", "threads"),
                     "a setting that would do nothing",

@@ -10,13 +10,13 @@ from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Sett
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
-    ComputeSettings,
     EMASettings,
     EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
     SamplingSettings,
+    TrainingComputeSettings,
     TrainingRunSettings,
 )
 from flow_opd.config.merge import MergeMethodSpec
@@ -111,7 +111,7 @@ class DistillSettings(Settings):
     """Run folder, seed and length."""
     base: BaseModelSettings
     """The frozen pipeline that student and teachers share."""
-    compute: ComputeSettings = ComputeSettings()
+    compute: TrainingComputeSettings = TrainingComputeSettings()
     """Device, memory and speed."""
     embeddings: EmbeddingSettings | None = None
     """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""

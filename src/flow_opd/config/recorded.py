@@ -11,15 +11,17 @@ from flow_opd.config.document import load_document
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.reader import validate
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError, explain
 
 CONFIG = "config.yaml"
-Recorded = DemoSettings | DistillSettings | EvaluateSettings | MergeSettings | TeacherSettings
+Recorded = DemoSettings | DistillSettings | EvaluateSettings | MergeSettings | SFTSettings | TeacherSettings
 
-# A key that only this stage has.
+# A key of this stage that none of the later ones has.
 _OWN_KEY: dict[str, type[Recorded]] = {
     "distill": DemoSettings,
+    "images_per_prompt": SFTSettings,
     "teachers": DistillSettings,
     "rows": EvaluateSettings,
     "adapters": MergeSettings,
@@ -40,7 +42,7 @@ def recorded(folder: Path) -> Recorded:
             explain(
                 "a run of another kind",
                 value=str(folder / CONFIG),
-                allowed="a run of demo, distill, evaluate, merge or teacher",
+                allowed="a run of demo, distill, evaluate, merge, sft or teacher",
                 fix="name the folder of such a run",
             )
         )

@@ -10,12 +10,12 @@ from flow_opd.config.base import PositiveFloat, PositiveInt, Settings, named, re
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
-    ComputeSettings,
     EMASettings,
     EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
+    TrainingComputeSettings,
     TrainingRunSettings,
 )
 from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
@@ -49,7 +49,7 @@ class SFTSettings(Settings):
     """Run folder, seed and length; a round is one update."""
     base: BaseModelSettings
     """The frozen pipeline that student and teachers share."""
-    compute: ComputeSettings = ComputeSettings()
+    compute: TrainingComputeSettings = TrainingComputeSettings()
     """Device, memory and speed."""
     embeddings: EmbeddingSettings | None = None
     """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""

@@ -18,13 +18,13 @@ from flow_opd.config.base import (
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
-    ComputeSettings,
     EMASettings,
     EmbeddingSettings,
     LoraSettings,
     OptimizerSettings,
     PromptsSettings,
     SamplingSettings,
+    TrainingComputeSettings,
     TrainingRunSettings,
     duplicates,
 )
@@ -38,7 +38,7 @@ class TeacherSettings(Settings):
     """Run folder, seed and length."""
     base: BaseModelSettings
     """The frozen pipeline."""
-    compute: ComputeSettings = ComputeSettings()
+    compute: TrainingComputeSettings = TrainingComputeSettings()
     """Device, memory and speed."""
     embeddings: EmbeddingSettings | None = None
     """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from flow_opd.config.base import Name, Problem, Settings
 from flow_opd.config.common import duplicates
 
-RESERVED_NAMES = ("student", "anchor", "default")  # adapters that stand beside the teachers in one base
+RESERVED_NAMES = ("student", "anchor")  # adapters that stand beside the teachers in one base
 
 
 class RoutedTeacherSettings(Settings):
@@ -21,7 +21,7 @@ class RoutedTeacherSettings(Settings):
     tasks: tuple[Name, ...]
     """Tasks whose prompts this teacher answers for."""
     adapter: Name
-    """Adapter folder or 'asset:NAME'."""
+    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
 

@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which row is what in the story of a distillation."""
+    """Which row plays which role."""
 
     base: str
     student: str | None = None  # None = the teachers themselves are judged

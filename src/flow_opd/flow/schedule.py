@@ -33,7 +33,7 @@ def make_schedule(sigmas: Tensor, *, noise_level: float, stochastic_steps: tuple
 
 
 def ode_schedule(sigmas: Tensor) -> Schedule:
-    """Returns the grid without noise: evaluation and image generation."""
+    """Returns the grid without noise, on which every dynamics is the ODE."""
     return make_schedule(sigmas, noise_level=0.0, stochastic_steps=(0, 0))
 
 

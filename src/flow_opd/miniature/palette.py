@@ -6,9 +6,6 @@ distance from grey tells them apart whatever the shading. Pairs of one hue are n
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 RGB = tuple[int, int, int]
@@ -94,11 +91,3 @@ def detector_palette() -> dict[str, Any]:
         "minimum_side": 4.5,
         "minimum_score": 0.6,
     }
-
-
-def write_detector_palette(path: Path) -> None:
-    """Writes `detector_palette()` to `path`, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(detector_palette(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from flow_opd.backbones.loading import DTYPES
+from flow_opd.backbones.sd3 import T5_PARTS
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
@@ -145,7 +146,7 @@ def make_plan(
         rows=share.trajectories,
         encoding=whole,
         savings=_savings(settings, fixed, sizes["transformer"] - sharded),
-        t5_may_go="text_encoder_3" in networks,  # Stable Diffusion 3 was trained without it too, FLUX was not
+        t5_may_go=any(part in networks for part in T5_PARTS),
     )
     run, naive_run = (sum(each.values()) * job.updates for each in (flops, naive_flops))
     return Plan(

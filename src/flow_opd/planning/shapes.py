@@ -97,7 +97,7 @@ class ShapeBackbone:
         pooled: Tensor,
         meter: Meter,
     ) -> None:
-        """Joins the parts.
+        """Keeps the parts.
 
         Args:
             inner: the real backbone around a pipeline of fake tensors.
@@ -245,22 +245,18 @@ def build_model(
 def text_tokens(architecture: Architecture, base: BaseModelSettings) -> int:
     """Returns L, the text tokens that the transformer sees.
 
-    In Stable Diffusion 3 CLIP's tokens and T5's stand one after the other, and zeros stand for T5 where it is
-    left out. FLUX sees T5's alone.
+    Raises:
+        ConfigError: if there is no backbone for this pipeline.
     """
-    if architecture.pipeline == "FluxPipeline":
-        return base.max_sequence_length
-    clip = architecture.networks["text_encoder"].config["max_position_embeddings"]
-    return int(clip) + base.max_sequence_length
+    configs = {name: network.config for name, network in architecture.encoders.items()}
+    return backbone_kind(architecture, base).text_tokens(configs, base)
 
 
-def _backbone(
-    architecture: Architecture, base: BaseModelSettings, transformer: nn.Module, vae: nn.Module
-) -> DiffusersBackbone:
-    """Returns the real backbone, around a pipeline that has no text encoders.
+def backbone_kind(architecture: Architecture, base: BaseModelSettings) -> type[DiffusersBackbone]:
+    """Returns the backbone of a pipeline.
 
     Raises:
-        ConfigError: if there is no backbone for this pipeline, or it refuses the settings.
+        ConfigError: if there is none.
     """
     if architecture.pipeline not in BACKBONES:
         raise ConfigError(
@@ -271,7 +267,18 @@ def _backbone(
                 fix="plan a base of one of these kinds",
             )
         )
-    kind = BACKBONES[architecture.pipeline]
+    return BACKBONES[architecture.pipeline]
+
+
+def _backbone(
+    architecture: Architecture, base: BaseModelSettings, transformer: nn.Module, vae: nn.Module
+) -> DiffusersBackbone:
+    """Returns the real backbone, around a pipeline that has no text encoders.
+
+    Raises:
+        ConfigError: if there is no backbone for this pipeline, or it refuses the settings.
+    """
+    kind = backbone_kind(architecture, base)
     kind.absent_parts({}, base)  # refuses what a base of this kind does not have
     parts = {
         name: None

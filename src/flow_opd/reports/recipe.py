@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from flow_opd.config.common import OptimizerSettings, SamplingSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 
+Training = DistillSettings | SFTSettings | TeacherSettings
 
-def recipe(settings: DistillSettings | TeacherSettings) -> list[tuple[str, str]]:
+
+def recipe(settings: Training) -> list[tuple[str, str]]:
     """Returns what decides the result of a training, as (name, value), in the order of a table."""
     ema = settings.ema
     return [
-        *(_distillation(settings) if isinstance(settings, DistillSettings) else _flow_grpo(settings)),
-        ("sampling in training", _sampling(settings.sampling)),
+        *_own_part(settings),
         ("optimizer", _optimizer(settings.optimizer)),
         (
             "average of the weights",
@@ -23,15 +25,33 @@ def recipe(settings: DistillSettings | TeacherSettings) -> list[tuple[str, str]]
     ]
 
 
-def method(settings: DistillSettings | TeacherSettings) -> str:
+def method(settings: Training) -> str:
     """Returns how the adapter was trained, in one sentence."""
+    if isinstance(settings, TeacherSettings):
+        rewards = ", ".join(reward.name for reward in settings.rewards)
+        return f"Flow-GRPO on the reward {rewards}."
+    count = len(settings.teachers)
+    teachers = "one teacher" if count == 1 else f"{count} teachers"
     if isinstance(settings, DistillSettings):
-        count = len(settings.teachers)
-        teachers = "one teacher" if count == 1 else f"{count} teachers"
         anchored = " with a quality anchor on every prompt (MAR)" if settings.anchor else ""
         return f"Multi-teacher on-policy distillation (Flow-OPD) of {teachers}{anchored}."
-    rewards = ", ".join(reward.name for reward in settings.rewards)
-    return f"Flow-GRPO on the reward {rewards}."
+    return f"Supervised fine-tuning (SFT) on images that {teachers} drew."
+
+
+def _own_part(settings: Training) -> list[tuple[str, str]]:
+    if isinstance(settings, SFTSettings):
+        return _sft(settings)
+    own = _distillation(settings) if isinstance(settings, DistillSettings) else _flow_grpo(settings)
+    return [*own, ("sampling in training", _sampling(settings.sampling))]
+
+
+def _sft(settings: SFTSettings) -> list[tuple[str, str]]:
+    return [
+        ("images", f"{settings.images_per_prompt} of each prompt, {settings.num_steps} ODE steps"),
+        ("updates", f"{settings.run.rounds} of {settings.batch_size} images"),
+        ("noise levels", settings.sigmas.name),
+        ("captions left out", f"{settings.caption_dropout:.0%}"),
+    ]
 
 
 def _distillation(settings: DistillSettings) -> list[tuple[str, str]]:

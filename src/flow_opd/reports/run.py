@@ -14,7 +14,7 @@ from flow_opd.reports.grid import Pictures, load_pictures
 
 
 class Part(BaseModel):
-    """Base of what is read from results.json; further keys are none of the report's business."""
+    """Base of what is read from results.json; further keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

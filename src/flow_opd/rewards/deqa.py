@@ -1,4 +1,4 @@
-"""How good does the picture look, whatever it shows? DeQA's expected level of quality."""
+"""DeQA: the expected level of quality of an image, whatever it shows."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class PaletteDetector:
                     f"unusable palette {palette}",
                     value=repr(error),
                     allowed="a JSON file with classes, hues and thresholds",
-                    fix="write it again with the miniature's write_detector_palette",
+                    fix="take asset:rewards/palette.json, or write its keys for your own world",
                 )
             ) from error
         self.colors = tuple(self._hues)

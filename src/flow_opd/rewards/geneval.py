@@ -1,4 +1,4 @@
-"""Are the right objects there, in number, colour and place? GenEval's rules on any detector."""
+"""GenEval's rules on any detector: the right objects, in number, colour and place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the picture say the word? A real text recogniser and an edit distance."""
+"""OCR: a real text recogniser and an edit distance."""
 
 from __future__ import annotations
 

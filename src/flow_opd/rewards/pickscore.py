@@ -1,4 +1,4 @@
-"""Would people prefer this picture for this prompt? A CLIP model fine-tuned on preferences."""
+"""PickScore: a CLIP model fine-tuned on which image people prefer for a prompt."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class CorrectedRollouts:
         *,
         updates_per_round: int,
     ) -> None:
-        """Joins the parts.
+        """Nothing is drawn yet.
 
         Args:
             student: the policy that is trained.

@@ -10,6 +10,7 @@ from flow_opd.adapters.hub import adapter_folder
 from flow_opd.adapters.reading import adapter_files, read_adapter
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.assembly.training import ADAPTER, TRAINING
+from flow_opd.backbones.sd3 import T5_PARTS
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
@@ -18,18 +19,18 @@ from flow_opd.config.locations import hub_id, locate_model
 from flow_opd.config.reader import to_yaml
 from flow_opd.config.recorded import CONFIG, recorded
 from flow_opd.config.release import CardSettings
+from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import AdapterError, ConfigError, explain
 from flow_opd.files import sha256, write_bytes, write_text
 from flow_opd.reports.card import BaseFacts, CardFacts, Drawing, TeacherFacts, render_card
 from flow_opd.reports.grid import load_pictures
 from flow_opd.reports.ledger import Cost
-from flow_opd.reports.recipe import method, recipe
+from flow_opd.reports.recipe import Training, method, recipe
 from flow_opd.reports.run import Results, load_results
 
 CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images"
 STEPS = 40  # of the example picture, where no evaluation says it
-T5_PARTS = ("text_encoder_3", "tokenizer_3")
 
 
 def run(settings: CardSettings, *, resume: bool) -> Path:
@@ -81,7 +82,7 @@ def _facts(settings: CardSettings, home: Path) -> CardFacts:
         method=method(trained),
         base=_base(trained.base),
         recipe=recipe(trained),
-        teachers=_teachers(trained) if isinstance(trained, DistillSettings) else [],
+        teachers=[] if isinstance(trained, TeacherSettings) else _teachers(trained),
         cost=_cost("this adapter", home / TRAINING),
         drawing=_drawing(settings.folder, trained, results),
         config=to_yaml(trained).rstrip(),
@@ -92,17 +93,17 @@ def _facts(settings: CardSettings, home: Path) -> CardFacts:
     )
 
 
-def _trained(home: Path) -> DistillSettings | TeacherSettings:
+def _trained(home: Path) -> Training:
     settings = recorded(home)
     if isinstance(settings, DemoSettings):
         return settings.distill
-    if isinstance(settings, DistillSettings | TeacherSettings):
+    if isinstance(settings, DistillSettings | SFTSettings | TeacherSettings):
         return settings
     raise ConfigError(
         explain(
             "a run that has trained no adapter",
             value=str(home),
-            allowed="a run of demo, distill, teacher, or an evaluation of one of these",
+            allowed="a run of demo, distill, sft, teacher, or an evaluation of one of these",
             fix="name the folder of such a run",
         )
     )
@@ -124,10 +125,11 @@ def _base(base: BaseModelSettings) -> BaseFacts:
     )
 
 
-def _drawing(folder: Path, trained: DistillSettings | TeacherSettings, results: Results | None) -> Drawing:
+def _drawing(folder: Path, trained: Training, results: Results | None) -> Drawing:
     """Returns how the evaluation drew its first picture, or else a first prompt of the training."""
     pictures = load_pictures(folder / PICTURES)
-    guidance = trained.sampling.guidance_scale
+    # An SFT student has its teachers' guidance in it.
+    guidance = 1.0 if isinstance(trained, SFTSettings) else trained.sampling.guidance_scale
     if results is not None and results.roles.student is not None:
         guidance = results.protocol.guidance.get(results.roles.student, guidance)
     return Drawing(
@@ -141,10 +143,14 @@ def _drawing(folder: Path, trained: DistillSettings | TeacherSettings, results: 
     )
 
 
-def _teachers(settings: DistillSettings) -> list[TeacherFacts]:
+def _teachers(settings: DistillSettings | SFTSettings) -> list[TeacherFacts]:
     """Returns the teachers, and the anchor where it is none of them."""
     rows = [(each.name, each.adapter, each.tasks, each.guidance_scale) for each in settings.teachers]
-    if settings.anchor is not None and settings.anchor.adapter is not None:
+    if (
+        isinstance(settings, DistillSettings)
+        and settings.anchor is not None
+        and settings.anchor.adapter is not None
+    ):
         rows.append(("anchor", settings.anchor.adapter, ("all prompts",), settings.anchor.guidance_scale))
     facts = []
     for name, adapter, tasks, guidance in rows:

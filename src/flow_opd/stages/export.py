@@ -38,7 +38,7 @@ EXACT, HALF, HALF_FOLDED = 1e-3, 0.05, 0.25
 
 
 def run(settings: ExportSettings, *, resume: bool) -> Path:
-    """Writes the adapter, checks it, and returns the folder; without the check's consent there is none.
+    """Writes the adapter, checks it, and returns the folder; nothing is kept if the check fails.
 
     Raises:
         AdapterError: if the written files act otherwise than the adapter, or the adapter has no effect.

@@ -91,7 +91,7 @@ def build_base(settings: MiniatureSettings) -> Path:
 
 
 def build_refined(settings: MiniatureSettings) -> Path:
-    """Trains the base on at more of the middle noise levels, where outlines become sharp; returns it."""
+    """Continues the base with more of the middle noise levels, where outlines become sharp; returns it."""
     folder = settings.run.out / "refine"
     if not is_finished(folder, "refine", settings):
         base = BaseModelSettings(path=str(build_base(settings)), max_sequence_length=0)
