@@ -57,6 +57,9 @@ def write_bytes(target: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.chmod(staging, 0o644)
         os.replace(staging, target)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk says no name of its own
+        raise
     finally:
         Path(staging).unlink(missing_ok=True)
 

@@ -44,10 +44,10 @@ class Processes:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().flatten().to(self.device) for tensor in tensors])
-        with _others_there():
+        with _others_there():  # on a card the sum is only begun here, and fails where it is read
             dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+            for tensor, part in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def gather_rows(self, own: Tensor, total: int) -> Tensor:
         """Returns the values of all rows, [total, ...], from those of this process's `rows(total)`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from flow_opd.files import sha256, write_bytes
 from flow_opd.processes import Processes
 
 SUFFIX = ".safetensors"
+LEFTOVER_SECONDS = 3600.0
 
 
 class ShardFolder:
@@ -56,9 +59,15 @@ class ShardFolder:
         processes.wait()  # until all have seen the same files
         for file in [files[row] for row in processes.rows(len(files))]:
             if sha256(file) != file.stem:
-                file.unlink()
+                file.unlink(missing_ok=True)
         if processes.is_main:
-            for leftover in self.folder.glob(".tmp-*"):
-                leftover.unlink()
+            self._remove_leftovers()
         processes.wait()
         self._open = {}
+
+    def _remove_leftovers(self) -> None:
+        """Removes unfinished files that nobody can be writing any more: another run may share the folder."""
+        for leftover in self.folder.glob(".tmp-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                    leftover.unlink()

@@ -35,6 +35,7 @@ MODELS: dict[str, type[Settings]] = {
     "sd35m-teacher-preference.yaml": TeacherSettings,
     "sd35m-teacher-text.yaml": TeacherSettings,
 }
+TESTS = ("data/prompts/text-test.jsonl", "data/prompts/preference-test.txt")
 MODULES = {"stabilityai/stable-diffusion-3.5-medium": 191, "black-forest-labs/FLUX.1-dev": 266}
 PARAMETERS = {"stabilityai/stable-diffusion-3.5-medium": 2.243e9, "black-forest-labs/FLUX.1-dev": 11.9e9}
 
@@ -48,6 +49,20 @@ def test_it_reads_and_its_resolved_form_reads_the_same(name: str, tmp_path: Path
     settings = read(FOLDER / name, MODELS[name])
     dump(settings, tmp_path / "config.yaml")
     assert read(tmp_path / "config.yaml", MODELS[name]) == settings
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_no_prompt_comes_twice_and_no_test_prompt_is_trained_on(name: str) -> None:
+    settings = read(FOLDER / name, MODELS[name])
+    tests = {Path(file).stem.removesuffix("-test"): file for file in TESTS}
+    for file in getattr(settings, "prompts", ()):
+        assert file.unique
+        assert list(file.disjoint_from) == [
+            each for stem, each in tests.items() if stem == Path(file.path).stem
+        ]
+    for domain in getattr(settings, "domains", {}).values():
+        assert domain.unique
+        assert domain.path in TESTS
 
 
 def forms_of(settings: Settings) -> dict[str, LoraForm]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ import torch
 
 from flow_opd import shards as shards_module
 from flow_opd.errors import DataError
+from flow_opd.processes import Processes
 from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.types import Conditioning, Prompt
 from tiny import PROMPTS, Tiny
@@ -86,6 +92,63 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path: Path, encoder: Counting, 
     assert set(shards(tmp_path)) == set(before)
     assert whole.stat().st_mtime_ns == before[whole]
     assert cache.missing(TEXTS) == []
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Processes that are threads of this one; they meet where the real ones do."""
+
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+
+    def wait(self) -> None:
+        self.barrier.wait(60)
+
+
+def test_a_process_that_lists_the_shards_late_still_knows_its_share(
+    tmp_path: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier = threading.Barrier(2)
+    caches = [EmbeddingCache(tmp_path, "tiny", shard_size=1) for _ in range(2)]
+    scan = caches[1]._scan
+
+    def late() -> None:
+        time.sleep(0.5)  # a slow file system
+        scan()
+
+    monkeypatch.setattr(caches[1], "_scan", late)
+
+    def fill(index: int) -> None:
+        caches[index].fill(TEXTS, encoder, processes=Threads(index, 2, barrier=barrier))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(2)))
+    assert sorted(encoder.asked) == sorted(TEXTS)
+    assert [cache.missing(TEXTS) for cache in caches] == [[], []]
+
+
+def test_only_old_leftovers_are_swept_up(tmp_path: Path, encoder: Counting) -> None:
+    """Another run may be writing into the same cache."""
+    old, fresh = tmp_path / "tiny" / ".tmp-old", tmp_path / "tiny" / ".tmp-fresh"
+    old.parent.mkdir()
+    for file in (old, fresh):
+        file.write_text("half a shard")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    filled(tmp_path, encoder)
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_a_full_disk_says_which_file_had_no_room(
+    tmp_path: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space") as told:
+        filled(tmp_path, encoder)
+    assert str(told.value.filename).startswith(str(tmp_path / "tiny"))
+    assert shards(tmp_path) == []
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(

@@ -125,6 +125,14 @@ def test_unknown_costs_stay_unknown() -> None:
     assert ledger(Cost("own", 10.0), [])[1] == "The training took 10 s."
 
 
+def test_a_ledger_counts_devices_and_the_cold_start() -> None:
+    own, start = Cost("own", 3600.0, 1), Cost("cold start", 3600.0, 5)
+    lines, sentence = ledger(own, [Cost("a", 3600.0, 2, processes=8)], start)
+    assert [line.name for line in lines] == ["own", "cold start", "a"]
+    assert lines[2].time == "1 h 0 min on 8 devices"
+    assert "Together 10 h 0 min of a device, of which the teachers took 80\N{NO-BREAK SPACE}%" in sentence
+
+
 def test_the_lines_of_a_published_card(facts: CardFacts) -> None:
     assert loading_lines(facts).splitlines() == [
         "import torch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from flow_opd.assembly.identity import fingerprint
+from flow_opd.assembly.launch import check_shares
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
@@ -100,11 +102,30 @@ def test_memory_settings_change_nothing_that_is_trained(
         torch.testing.assert_close(other[key], plain[key], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("total", "count", "updates", "lockstep", "message"),
+    [
+        (8, 2, 4, True, None),
+        (10, 3, 3, False, None),
+        (10, 3, 3, True, "10 trajectories in 3 updates.*a multiple of 9"),
+        (8, 3, 3, False, "more processes than trajectories"),
+    ],
+)
+def test_every_process_needs_its_share(
+    total: int, count: int, updates: int, lockstep: bool, message: str | None
+) -> None:
+    processes = Processes(0, count)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_shares(total, processes, key="prompts_per_round", lockstep=lockstep, updates=updates)
+
+
 def test_what_computes_a_run_is_no_part_of_its_identity(tmp_path: Path) -> None:
     def identity(*overrides: str) -> str:
         settings = distillation(tmp_path, *overrides)
         return fingerprint(settings, settings.base, [])
 
-    assert identity() == identity("compute.guidance_batching=sequential", "base.offline=true")
+    assert identity() == identity(
+        "compute.guidance_batching=sequential", "base.offline=true", "micro_batch_size=1"
+    )
     for other in ("base.dtype=bfloat16", "base.resolution=16", "base.t5=false", "anchor.weight=0.5"):
         assert identity(other) != identity(), other

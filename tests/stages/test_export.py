@@ -20,11 +20,13 @@ from flow_opd.adapters.formats import (
 )
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
 from flow_opd.adapters.reading import read_adapter
+from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.export import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.stages import export
 from tiny import Tiny, new_tiny_pipeline
+from tiny_pipelines import TinyOn, tiny_sd3
 
 FORMATS = ("peft", "diffusers", "comfyui")
 FILES = {
@@ -202,6 +204,26 @@ def test_a_base_that_nobody_names(world: Path, tmp_path: Path) -> None:
         export.run(
             settings(world, tmp_path / "out", source=str(tmp_path / "adapter"), base=None), resume=False
         )
+
+
+def test_a_base_with_t5_is_compared_without_its_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that is no run of ours says no length of prompts, and none is needed."""
+    tiny_sd3(t5=True).save_pretrained(tmp_path / "base")
+    student = TinyOn(SD3Backbone(tiny_sd3(t5=True), max_sequence_length=6))
+    student.bank.save("student", tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    loaded = []
+    build = export.load_backbone
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        loaded.append(build(*arguments, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(export, "load_backbone", watched)
+    export.run(ExportSettings(source=str(tmp_path / "adapter"), out=tmp_path / "out"), resume=False)
+    assert (tmp_path / "out" / DIFFUSERS_FILE).is_file()
+    assert [each.pipe.text_encoder_3 for each in loaded] == [None, None]
 
 
 def test_a_base_is_named_only_where_others_know_it(world: Path, tmp_path: Path) -> None:

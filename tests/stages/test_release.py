@@ -129,6 +129,13 @@ def test_an_sft_run_has_a_card_and_an_export(here: Path) -> None:
     assert "Supervised fine-tuning (SFT) on images that 4 teachers drew." in text
     assert "| updates | 1 of 4 images |" in text
     assert "| quality | `asset:teachers/quality` | quality | 1 |" in text
+    config = Path("runs/student/config.yaml")
+    config.write_text(
+        re.sub(
+            r"(?s)cold_start:\n.*?(?=\n\w)", "cold_start: {adapter: runs/first/adapter}", config.read_text()
+        )
+    )
+    assert re.search(r"\| cold start \| .* \| 1 \|", write_card("runs/student").read_text())
     settings = ExportSettings(source="runs/first", format="diffusers", out=Path("exported"))
     assert (export.run(settings, resume=False) / "pytorch_lora_weights.safetensors").is_file()
 

@@ -22,11 +22,13 @@ from flow_opd.training.metrics import MetricsLog
 from tiny import Tiny, tiny_trainer
 
 
-def main(algorithm: str, folder: Path, rounds: int, shard: bool = False) -> None:
+def main(algorithm: str, folder: Path, rounds: int, shard: bool = False, checkpointing: bool = False) -> None:
     """Resumes, or begins, and trains to the end."""
     with user_errors():
         processes = join_processes(ComputeSettings(device="cpu"))
         tiny = Tiny(lockstep=shard)
+        if checkpointing:
+            tiny.backbone.transformer.enable_gradient_checkpointing()
         if shard:
             shard_base(tiny.backbone.transformer, processes)
         trainer = tiny_trainer(

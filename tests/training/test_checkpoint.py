@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_the_newest_comes_back_whole_and_old_ones_go(saved: CheckpointFolder) ->
         assert all(torch.equal(one[key], other[key]) for key in one)
         assert all(one[key].shape == other[key].shape for key in one)
     assert sorted(path.name for path in saved.folder.iterdir()) == ["round-0000002", "round-0000003"]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    saved: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space") as told:
+        saved.save(snapshot(4), identity="me")
+    assert str(told.value.filename).endswith("parameters.safetensors")
+    monkeypatch.undo()
+    found = saved.load(identity="me")
+    assert found is not None
+    assert found.progress.round == 3
+    assert not list(saved.folder.glob(".tmp-*"))
 
 
 def test_nothing_is_there_before_the_first(tmp_path: Path) -> None:

@@ -90,19 +90,23 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, algorithm: str,
     assert len(many) == (3 if algorithm == "sft" else 0)
 
 
-@pytest.mark.parametrize("algorithm", ["opd", "grpo", "sft"])
-def test_a_sharded_base_trains_the_same_adapter(tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(("algorithm", "options"), [("opd", ["--checkpointing"]), ("grpo", []), ("sft", [])])
+def test_a_sharded_base_trains_the_same_adapter(tmp_path: Path, algorithm: str, options: list[str]) -> None:
     rounds = 3
     whole = finish(start(1, algorithm, tmp_path / "one", rounds))
-    held = finish(start(2, algorithm, tmp_path / "sharded", rounds, "--shard"))
+    held = finish(start(2, algorithm, tmp_path / "sharded", rounds, "--shard", *options))
     check_same(tmp_path / "one", tmp_path / "sharded", rounds)
     adapters = sum(value.numel() for name in Tiny().bank.names for value in Tiny().bank.state(name).values())
     assert held - adapters <= 0.55 * (whole - adapters)
 
 
-def test_a_lost_process_is_told_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lost", "count"), [(1, 1), (0, 3)])
+def test_a_lost_process_is_told_and_the_run_goes_on_with_another_number(
+    tmp_path: Path, lost: int, count: int
+) -> None:
     rounds = 40
-    survivor, victim = start(2, "opd", tmp_path / "cut", rounds)
+    running = start(2, "opd", tmp_path / "cut", rounds)
+    victim, survivor = running[lost], running[1 - lost]
     log = tmp_path / "cut/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 3):
         assert victim.poll() is None
@@ -113,9 +117,10 @@ def test_a_lost_process_is_told_and_the_run_goes_on_with_another_number(tmp_path
     assert survivor.returncode == 2, err
     assert "another process of this run has stopped" in err
     assert "Traceback" not in err
-    done = log.read_text().count("\n")
-    assert 3 <= done < rounds
-    finish(start(1, "opd", tmp_path / "cut", rounds))
+    before = log.read_text().splitlines()
+    assert 3 <= len(before) < rounds
+    finish(start(count, "opd", tmp_path / "cut", rounds))
+    assert log.read_text().splitlines()[:2] == before[:2], "it went on, and did not start anew"
     tiny_trainer(Tiny(), "opd", tmp_path / "whole", rounds=rounds, micro_batch_size=3).run()
     expected, found = (last_parameters(tmp_path / name, rounds) for name in ("whole", "cut"))
     for key, value in expected.items():

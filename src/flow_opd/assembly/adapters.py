@@ -72,7 +72,7 @@ def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
                 fix="say it with --base",
             )
         )
-    return BaseModelSettings(path=named, max_sequence_length=0)
+    return BaseModelSettings(path=named, max_sequence_length=128)  # who asks for it reads no prompt
 
 
 def _other_base(lora: LoraWeights, base: BaseModelSettings) -> list[str]:

@@ -18,8 +18,8 @@ from flow_opd.files import sha256
 def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Sequence[Path]) -> str:
     """Returns a hash of everything that decides the numbers of a training.
 
-    The output folder, the device, the checkpoint interval, offline mode and the checks of the prompts do not
-    change it.
+    The output folder, the device, sizes of batches that change memory alone (they may be lowered after a
+    crash), the checkpoint interval, offline mode and the checks of the prompts do not change it.
     A base is known by the names and sizes of its weights (hashing gigabytes at every start would be no
     favour), everything else by its content: a teacher or a prompts file that was replaced does not go
     unnoticed at a resume.
@@ -30,8 +30,8 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
         files: prompts files, and folders of adapters and reward models.
     """
     relevant: dict[str, Any] = settings.model_dump(mode="json")
-    for section in ("checkpoint", "compute", "embeddings"):
-        relevant.pop(section, None)
+    for key in ("checkpoint", "compute", "embeddings", "micro_batch_size", "sample_batch_size"):
+        relevant.pop(key, None)
     for key in ("out", "threads"):
         relevant.get("run", {}).pop(key, None)
     relevant["base"].pop("offline", None)

@@ -40,24 +40,26 @@ def join_processes(compute: ComputeSettings) -> Processes:
     return Processes(state.process_index, state.num_processes, device)
 
 
-def check_shares(rows: int, processes: Processes, *, key: str, lockstep: bool) -> None:
+def check_shares(total: int, processes: Processes, *, key: str, lockstep: bool, updates: int = 1) -> None:
     """Passes if every process gets a row of each update.
 
     Args:
-        rows: trajectories of the smallest update.
+        total: trajectories of a round.
         processes: who shares them.
         key: the setting that decides how many there are.
         lockstep: whether all processes need equally many, as they do with a sharded base.
+        updates: that share the round.
 
     Raises:
         ConfigError: if there are fewer rows than processes, or unequal shares.
     """
-    if lockstep and rows % processes.count:
+    rows = total // updates  # of the smallest update
+    if lockstep and total % (updates * processes.count):
         raise ConfigError(
             explain(
                 "unequal shares of an update, while the processes share a sharded base",
-                value=f"{processes.count} processes, {rows} trajectories",
-                allowed=f"a multiple of {processes.count} trajectories",
+                value=f"{processes.count} processes, {total} trajectories in {updates} updates",
+                allowed=f"a multiple of {processes.count * updates} trajectories",
                 fix=f"change {key}, or set compute.shard_base to false",
             )
         )

@@ -33,12 +33,15 @@ INDEX = "model_index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> DiffusersBackbone:
+def load_backbone(
+    base: BaseModelSettings, compute: ComputeSettings, *, encoders: bool = True
+) -> DiffusersBackbone:
     """Returns the frozen base on its device, ready for adapters.
 
     Args:
         base: which one, and what of it.
         compute: on which device, and how.
+        encoders: whether text encoders are loaded; without them no prompt can be encoded.
 
     Raises:
         ConfigError: if it cannot be had, is no pipeline that we know, or cannot be used as asked.
@@ -50,6 +53,8 @@ def load_backbone(base: BaseModelSettings, compute: ComputeSettings) -> Diffuser
         index = _pipeline_index(source, base)
         kind = _kind(index, source)
         absent = kind.absent_parts(index, base)
+        if not encoders:
+            absent |= {part: None for part in index if part.startswith(("text_encoder", "tokenizer"))}
         with quiet_loading():
             pipe = kind.pipeline.from_pretrained(
                 source,

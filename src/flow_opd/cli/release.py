@@ -38,7 +38,7 @@ def export(
         "source": run,
         "format": format_,
         "out": str(out),
-        "base": None if base is None else {"path": base, "max_sequence_length": 0},
+        "base": None if base is None else {"path": base, "max_sequence_length": 128},  # no prompt is read
         "alpha": alpha,
         "fused": fused,
     }

@@ -63,6 +63,7 @@ class EmbeddingCache:
         self._shards.remove_damaged(processes)
         self._scan()
         wanted = self.missing(texts)
+        processes.wait()  # until all have seen the same shards; the first new one would change the shares
         own = [wanted[row] for row in processes.rows(len(wanted))]
         for start in range(0, len(own), self.shard_size):
             self._write(own[start : start + self.shard_size], encoder, batch_size, on_batch)

@@ -84,6 +84,7 @@ class CardFacts:
     results: Results | None = None
     picture: str | None = None  # file beside the card
     license: str | None = None
+    cold_start: Cost | None = None  # of an adapter that the student started from
 
 
 def render_card(facts: CardFacts) -> str:
@@ -95,7 +96,7 @@ def render_card(facts: CardFacts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    costs, sentence = ledger(facts.cost, [teacher.cost for teacher in facts.teachers])
+    costs, sentence = ledger(facts.cost, [teacher.cost for teacher in facts.teachers], facts.cold_start)
     body = environment.get_template("card.md.j2").render(
         facts=facts,
         loading=loading_lines(facts),

@@ -100,6 +100,7 @@ class TeacherImages:
         self._shards.remove_damaged(processes)
         self._scan()
         missing = [shard for shard in range(len(self._plan)) if shard not in self._files]
+        processes.wait()  # until all have seen the same shards; the first new one would change the shares
         own = [missing[row] for row in processes.rows(len(missing))]
         if sampling.lockstep:  # who has no shard left makes the last one too: the same bytes, the same name
             own += missing[-1:] * (-(-len(missing) // processes.count) - len(own))

@@ -84,6 +84,7 @@ def _facts(settings: CardSettings, home: Path) -> CardFacts:
         recipe=recipe(trained),
         teachers=[] if isinstance(trained, TeacherSettings) else _teachers(trained),
         cost=_cost("this adapter", home / TRAINING),
+        cold_start=_cold_start(trained),
         drawing=_drawing(settings.folder, trained, results),
         config=to_yaml(trained).rstrip(),
         version=version("flow-opd"),
@@ -161,6 +162,15 @@ def _teachers(settings: DistillSettings | SFTSettings) -> list[TeacherFacts]:
     return facts
 
 
+def _cold_start(settings: Training) -> Cost | None:
+    """Returns what the adapter that a student started from has cost; a merge costs nothing worth telling."""
+    start = settings.cold_start if isinstance(settings, DistillSettings) else None
+    if start is None or start.adapter is None:
+        return None
+    files = _local_files(start.adapter)
+    return Cost("cold start") if files is None else _teacher_cost("cold start", files[0].parent)
+
+
 def _local_files(adapter: str) -> list[Path] | None:
     """Returns the files of an adapter as far as they are on this machine; the hub is not asked."""
     try:
@@ -181,4 +191,4 @@ def _teacher_cost(name: str, folder: Path) -> Cost:
 def _cost(name: str, training: Path) -> Cost:
     """Returns what a training.json says, or unknowns."""
     found = json.loads(training.read_text()) if training.is_file() else {}
-    return Cost(name, found.get("seconds"), found.get("steps"))
+    return Cost(name, found.get("seconds"), found.get("steps"), found.get("processes", 1))

@@ -63,9 +63,11 @@ def distill(
         resume: goes on from the newest checkpoint.
         processes: who shares the work.
     """
-    smallest = settings.prompts_per_round // settings.updates_per_round()
     shard = settings.compute.shard_base
-    check_shares(smallest, processes, key="prompts_per_round", lockstep=shard)
+    updates = settings.updates_per_round()
+    check_shares(
+        settings.prompts_per_round, processes, key="prompts_per_round", lockstep=shard, updates=updates
+    )
     seed = settings.run.seed
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
@@ -93,7 +95,7 @@ def distill(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, settings.updates_per_round()),
+        settings=loop_settings(settings, updates),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),

@@ -105,7 +105,7 @@ LOADERS: dict[str, Callable[[DiffusersBackbone, Path], None]] = {
 
 
 def _write_fused(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> None:
-    transformer = load_backbone(base, ComputeSettings()).pipe.transformer
+    transformer = load_backbone(base, ComputeSettings(), encoders=False).pipe.transformer
     fuse(transformer, lora)
     known = base.path if hub_id(base.path) else ""  # a path of this machine means nothing elsewhere
     transformer.register_to_config(_name_or_path=known)
@@ -120,7 +120,7 @@ def _reload_fused(backbone: DiffusersBackbone, folder: Path) -> None:
 
 def _expected(base: BaseModelSettings, lora: LoraWeights) -> Expected:
     """Returns the velocities of our own bank on random latents and texts."""
-    backbone = load_backbone(base, ComputeSettings())
+    backbone = load_backbone(base, ComputeSettings(), encoders=False)
     config = backbone.pipe.transformer.config
     draw = torch.Generator().manual_seed(0)
     channels, height, width = backbone.latent_shape
@@ -161,7 +161,7 @@ def _compare(
     Raises:
         AdapterError: if it is more than the tolerated share of the adapter's own effect.
     """
-    backbone = load_backbone(base, ComputeSettings())
+    backbone = load_backbone(base, ComputeSettings(), encoders=False)
     with quiet_loading(), torch.no_grad():
         load(backbone)
         found = backbone.velocity(expected.latents, expected.sigma, expected.conditioning)

@@ -45,7 +45,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     processes = join_processes(settings.compute)
     images = settings.groups_per_round * settings.group_size
     shard = settings.compute.shard_base
-    check_shares(images // settings.updates_per_round, processes, key="groups_per_round", lockstep=shard)
+    updates = settings.updates_per_round
+    check_shares(images, processes, key="groups_per_round", lockstep=shard, updates=updates)
     prompts = load_prompts(settings.prompts)
     scorer = WeightedRewards(
         [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
@@ -75,7 +76,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, settings.updates_per_round),
+        settings=loop_settings(settings, updates),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, files),

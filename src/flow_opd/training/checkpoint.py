@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import Parameter
 
 from flow_opd.errors import CheckpointError, explain
-from flow_opd.files import atomic_folder, sha256, write_json
+from flow_opd.files import atomic_folder, sha256, write_bytes, write_json
 
 
 @dataclass
@@ -55,7 +55,7 @@ class CheckpointFolder:
                 tensors = {
                     name: value.detach().cpu().contiguous() for name, value in getattr(snapshot, kind).items()
                 }
-                save_file(tensors, staging / f"{kind}.safetensors")
+                write_bytes(staging / f"{kind}.safetensors", save(tensors))
             hashes = {file.name: sha256(file) for file in sorted(staging.iterdir())}
             state = {"identity": identity, "progress": vars(snapshot.progress), "sha256": hashes}
             write_json(staging / "state.json", {**state, "seal": _seal(state)})
