@@ -22,6 +22,9 @@ def fill(run: Path, command: str) -> None:
     counts = {file["count"] for file in results["protocol"]["prompts"].values()}
     caption = (
         "Each metric on its own held-out prompts, with its 95 % interval; GenEval is the strict one. "
+        "The average is (GenEval + OCR + DeQA / 5 + PickScore / 26) / 4. The judges of GenEval, DeQA and "
+        "PickScore are the miniature's own ([docs/miniature.md](docs/miniature.md)): these numbers do not "
+        "compare with published ones. "
         f"All numbers and pictures: `{command}`, {max(counts)} prompts a domain, {minutes} min {seconds} s "
         f"on two cores (`{run}/results.md`, `grid.png`)."
     )

@@ -58,7 +58,8 @@ def write_bytes(target: Path, content: bytes) -> None:
         os.chmod(staging, 0o644)
         os.replace(staging, target)
     except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk says no name of its own
+        error.filename = str(target)  # not that of the temporary file; a full disk says none at all
+        error.filename2 = None
         raise
     finally:
         Path(staging).unlink(missing_ok=True)

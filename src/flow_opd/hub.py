@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
 
 from flow_opd.errors import ConfigError, FlowOPDError, explain
 
+DOWNLOADED = ("*.safetensors", "*.json", "*.txt")  # never a file that could run code
 _SILENCE = (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -83,6 +85,22 @@ def hub_errors(
             fix=f"{hint} {told.fix}".strip(),
         )
         raise error(message) from fault
+
+
+def model_folder(name: str, *, what: str, error: type[FlowOPDError] = ConfigError) -> Path:
+    """Returns the local folder of a model: a path as it is, or a repository of the hub, downloaded once.
+
+    Only safetensors, JSON and vocabularies are downloaded, nothing that could run code.
+
+    Args:
+        name: a path or hub id.
+        what: what it was meant to be, for messages.
+        error: class of what is raised if it cannot be had.
+    """
+    if Path(name).exists():
+        return Path(name)
+    with hub_errors(name, what=what, error=error):
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(DOWNLOADED)))
 
 
 def _diagnosis(fault: Exception, name: str, what: str, offline: bool) -> _Told | None:

@@ -301,6 +301,12 @@ def test_folders_without_one_adapter(files: list[str], message: str, tmp_path: P
         read_adapter(tmp_path)
 
 
+def test_a_file_of_torch_is_never_opened(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "adapter.bin")
+    with pytest.raises(AdapterError, match=r"torch\.save wrote.*adapter\.bin.*save it again as safetensors"):
+        read_adapter(tmp_path / "adapter.bin")
+
+
 def test_a_config_alone_says_what_is_missing(peft_folder: Path) -> None:
     (peft_folder / WEIGHTS_FILE).unlink()
     with pytest.raises(AdapterError, match=WEIGHTS_FILE):

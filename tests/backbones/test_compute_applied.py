@@ -17,7 +17,7 @@ from flow_opd.backbones.attention import DispatchedJointAttention
 from flow_opd.backbones.compute import prepare
 from flow_opd.backbones.loading import BACKBONES
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import ComputeSettings
+from flow_opd.config.common import TrainingComputeSettings
 from flow_opd.errors import ConfigError
 from flow_opd.rollout.sampler import draw_noise
 from flow_opd.types import Conditioning
@@ -39,7 +39,7 @@ def diffusers_own_attention() -> Iterator[None]:
 def cast(kind: str, **settings: object) -> TinyOn:
     """Returns student, teachers and anchor on a base with these settings."""
     backbone = tiny_backbone(kind)
-    prepare(backbone, ComputeSettings(device="cpu", **settings))
+    prepare(backbone, TrainingComputeSettings(device="cpu", **settings))
     return TinyOn(backbone)
 
 
@@ -121,7 +121,7 @@ def test_our_sd3_attention_is_that_of_diffusers(dual: bool) -> None:
     """All that the processor meets: image alone (dual attention), text dropped (last block), normed heads."""
     theirs = SD3Backbone(tiny_sd3(dual=dual), max_sequence_length=6)
     ours = SD3Backbone(tiny_sd3(dual=dual), max_sequence_length=6)
-    prepare(ours, ComputeSettings(attention_backend="native"))
+    prepare(ours, TrainingComputeSettings(attention_backend="native"))
     blocks = ours.transformer.transformer_blocks
     processors = [block.attn.processor for block in blocks] + [
         block.attn2.processor for block in blocks[: int(dual)]
@@ -141,7 +141,7 @@ def test_an_attention_backend_that_is_not_here_is_refused(kind: str) -> None:
     assert all(backend.value in message for backend in AttentionBackendName)
     assert "Did you mean 'flash'?" in message
     with pytest.raises(
-        ConfigError, match=r"it cannot be used here \(.*flash-attn.*\): 'flash'\. Allowed: null or"
+        ConfigError, match=r"it cannot be used here \(.*flash-attn.*\): 'flash'\. Allowed: null, or"
     ):
         cast(kind, attention_backend="flash")
 
@@ -154,7 +154,7 @@ def test_a_base_that_ignores_the_choice_is_refused() -> None:
 
     backbone.transformer.transformer_blocks[0].attn.processor = Deaf()
     with pytest.raises(ConfigError, match=r"this base takes no other: 'native'\. Allowed: null"):
-        prepare(backbone, ComputeSettings(attention_backend="native"))
+        prepare(backbone, TrainingComputeSettings(attention_backend="native"))
 
 
 def test_compiled_blocks_follow_the_active_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_compiled_blocks_follow_the_active_adapter(monkeypatch: pytest.MonkeyPat
 
 def test_a_tiled_vae_decodes_in_tiles() -> None:
     whole, tiled = (SD3Backbone(tiny_sd3(), max_sequence_length=6, resolution=16) for _ in range(2))
-    prepare(tiled, ComputeSettings(vae_tiling=True))
+    prepare(tiled, TrainingComputeSettings(vae_tiling=True))
     x0 = torch.randn(1, *whole.latent_shape, generator=torch.Generator().manual_seed(0))
     sizes: list[tuple[int, ...]] = []
     for base in (whole, tiled):

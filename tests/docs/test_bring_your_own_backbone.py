@@ -16,7 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.loading import BACKBONES, load_backbone
-from flow_opd.config.common import BaseModelSettings, ComputeSettings
+from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.policies.policy import Policy
@@ -67,7 +67,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(BACKBONES, "AuraFlowPipeline", module.AuraFlowBackbone)
     tiny_aura_flow().save_pretrained(tmp_path / "base")
     settings = BaseModelSettings(path=str(tmp_path / "base"), max_sequence_length=256)
-    return load_backbone(settings, ComputeSettings(device="cpu", gradient_checkpointing=True))
+    return load_backbone(settings, TrainingComputeSettings(device="cpu", gradient_checkpointing=True))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.5])

@@ -164,6 +164,7 @@ def broken(path, what):
     ],
 )
 def test_broken_folders_raise(tmp_path, what):
-    with pytest.raises(RewardError, match="no usable preference model") as caught:
+    told = "no local path" if what == "no folder" else "no usable preference model"
+    with pytest.raises(RewardError, match=told) as caught:
         PickScoreReward(broken(tmp_path / "pickscore", what))
     assert "To fix" in str(caught.value)

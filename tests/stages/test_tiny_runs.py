@@ -339,6 +339,28 @@ def test_the_demo_swallows_no_setting(tmp_path: Path, key: str) -> None:
     assert key.rsplit(".", 1)[1] in refused("demo", "--set", f"{key}=1", cwd=tmp_path)
 
 
+def test_a_refused_resume_says_what_differs(tmp_path: Path) -> None:
+    short = ["--set", "run.rounds=1", "--set", "prompts_per_round=4", "--set", "sampling.num_steps=2"]
+    command = ["distill", "asset:configs/distill.yaml", "--out", "run", *short]
+    command += ["--set", "sampling.stochastic_steps=[0, 0]"]
+    succeeds(*command, cwd=tmp_path)
+    message = refused(*command, "--set", "anchor.weight=0.5", "--set", "micro_batch_size=2", cwd=tmp_path)
+    assert "Differs: anchor.weight: 0.02, now 0.5; " in message
+
+
+def test_pictures_of_prompts_that_look_alike_have_names_of_their_own(tmp_path: Path) -> None:
+    succeeds("generate", "a b", "a-b", "c", "--set", "num_steps=1", "--out", "pictures", cwd=tmp_path)
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == [
+        "a-b-prompt1-0.png",
+        "a-b-prompt2-0.png",
+        "c-0.png",
+    ]
+
+
+def test_the_miniature_has_no_t5(tmp_path: Path) -> None:
+    assert "T5 tokens" in refused("generate", "a red circle", "--text-tokens", "77", cwd=tmp_path)
+
+
 def test_the_demo_has_one_base(tmp_path: Path) -> None:
     message = refused("demo", "--set", "distill.base.dtype=bfloat16", cwd=tmp_path)
     assert "evaluate.base.dtype is not that of the distillation" in message

@@ -21,14 +21,15 @@ SHAPE = (64, 128)  # smaller tensors keep 32 bits
 def trainer(folder: Path, *, rounds: int, bits: int) -> Trainer:
     draw = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(SHAPE, generator=draw))
+    other = torch.nn.Parameter(torch.randn(SHAPE, generator=draw))  # both share the table of values
     target = torch.randn(SHAPE, generator=draw)
 
     def objective(batch: torch.Tensor) -> LossOutput:
-        loss = (weight - target - batch).square().sum()
+        loss = (weight - target - batch).square().sum() + (other - target).square().sum()
         return LossOutput(loss, 1, {"loss": float(loss.detach())})
 
     return Trainer(
-        parameters={"weight": weight},
+        parameters={"weight": weight, "other": other},
         source=GivenBatches([torch.tensor(0.1)]),
         objective=objective,
         settings=LoopSettings(

@@ -80,6 +80,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names: list[str] = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
+        if path.read_bytes()[:2] in (b"PK", b"\x80\x02"):
+            raise AdapterError(
+                explain(
+                    "a file that torch.save wrote, which could run code and is never opened here",
+                    value=str(path),
+                    allowed="safetensors",
+                    fix="load it once with PEFT in a place that you trust, and save it again as safetensors",
+                )
+            ) from error
         raise AdapterError(
             explain(
                 f"damaged safetensors file ({error})",

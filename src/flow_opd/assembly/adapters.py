@@ -11,7 +11,7 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.reading import adapter_files, read_adapter
 from flow_opd.assembly.training import ADAPTER
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.config.locations import hub_id
+from flow_opd.config.locations import ASSET, hub_id
 from flow_opd.config.recorded import CONFIG, base_of, recorded
 from flow_opd.errors import ConfigError, explain
 from flow_opd.processes import is_first_launched
@@ -72,7 +72,8 @@ def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
                 fix="say it with --base",
             )
         )
-    return BaseModelSettings(path=named, max_sequence_length=128)  # who asks for it reads no prompt
+    tokens = 0 if named.startswith(ASSET) else 128  # of no matter: who asks for it reads no prompt
+    return BaseModelSettings(path=named, max_sequence_length=tokens)
 
 
 def _other_base(lora: LoraWeights, base: BaseModelSettings) -> list[str]:

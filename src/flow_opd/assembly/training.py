@@ -12,10 +12,13 @@ import torch
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings
+from flow_opd.config.differences import differences
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.reader import dump
+from flow_opd.config.recorded import CONFIG
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
+from flow_opd.errors import CheckpointError
 from flow_opd.files import write_json
 from flow_opd.processes import ALONE, Processes
 from flow_opd.training.metrics import MetricsLog
@@ -50,11 +53,16 @@ def open_run(run: PlaceSettings) -> Path:
 def record(settings: Settings, folder: Path, processes: Processes = ALONE) -> None:
     """Writes the resolved config.yaml; to be called once everything that can be refused has been built."""
     if processes.is_main:
-        dump(settings, folder / "config.yaml")
+        dump(settings, folder / CONFIG)
 
 
-def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
+def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, resume: bool) -> None:
     """Goes back to the newest checkpoint, or forgets all of them.
+
+    Args:
+        trainer: ready to begin.
+        settings: of the run; what differs from those in its folder is told where a resume is refused.
+        resume: whether to go back.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
@@ -62,8 +70,15 @@ def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
     if not resume and trainer.processes.is_main:
         shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
     trainer.processes.wait()
-    if resume:
+    if not resume:
+        return
+    try:
         trainer.resume()
+    except CheckpointError as refusal:
+        found = [] if settings is None else differences(trainer.folder / CONFIG, settings)
+        raise CheckpointError(
+            f"{refusal} Differs: {'; '.join(found)}." if found else str(refusal)
+        ) from refusal
 
 
 def train(trainer: Trainer, title: str, *, show: Sequence[str], log_every: int = 1) -> None:

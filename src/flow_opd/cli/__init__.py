@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,13 @@ from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run
 from flow_opd.cli.plan import plan
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.cli.release import card, export, publish
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("flow-opd"))
+        raise typer.Exit
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +37,16 @@ miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded laborato
 app.add_typer(miniature, name="miniature")
 app.add_typer(prompts_app, name="prompts")
 app.command()(plan)
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end."),
+    ] = False,
+) -> None:
+    pass  # the help of the application stays what it says above
 
 
 def main() -> None:

@@ -34,11 +34,12 @@ def export(
 
     Example: [cyan]flow-opd export runs/demo --format comfyui --out exports/comfyui[/cyan]
     """
+    tokens = 0 if base is None or base.startswith("asset:") else 128  # of no matter: no prompt is read
     values = {
         "source": run,
         "format": format_,
         "out": str(out),
-        "base": None if base is None else {"path": base, "max_sequence_length": 128},  # no prompt is read
+        "base": None if base is None else {"path": base, "max_sequence_length": tokens},
         "alpha": alpha,
         "fused": fused,
     }

@@ -48,6 +48,14 @@ class BaseModelSettings(Settings):
     offline: bool = False
     """Never asks the hub: only what has been downloaded before is used."""
 
+    @model_validator(mode="after")
+    def _the_miniature_has_no_t5(self) -> BaseModelSettings:
+        if self.path.startswith("asset:") and self.max_sequence_length:
+            what, allowed = "T5 tokens for a base that was made without T5", "0 for the miniature's base"
+            at = ("max_sequence_length",)
+            refuse([Problem(at, what, self.max_sequence_length, allowed, "leave them out, or set it to 0")])
+        return self
+
 
 class ComputeSettings(Settings):
     """How forward passes are computed: it changes memory and speed, not results."""

@@ -24,6 +24,11 @@ class GenEvalSettings(_RewardSettings):
     palette: Name
     """Palette file of the detector that knows the objects by their colours, or 'asset:NAME'."""
 
+    @property
+    def judge(self) -> str:
+        """The model or rule that judges, for the protocol of an evaluation."""
+        return self.palette
+
 
 class OCRSettings(_RewardSettings):
     """Text: 1 - edit distance / length of what an OCR engine reads."""
@@ -38,6 +43,11 @@ class OCRSettings(_RewardSettings):
     """Line reader: pixels to which a picture is widened; words beyond 6 letters need 128 and more."""
     batch_size: PositiveInt = 32
     """Line reader: images that are read at once."""
+
+    @property
+    def judge(self) -> str:
+        """The model or rule that judges, for the protocol of an evaluation."""
+        return f"PP-OCR, {self.reader} reader"
 
     @model_validator(mode="after")
     def _belongs_to_reader(self) -> OCRSettings:
@@ -61,6 +71,11 @@ class DeQASettings(_RewardSettings):
     path: Name
     """Folder of the quality model, or 'asset:NAME'."""
 
+    @property
+    def judge(self) -> str:
+        """The model or rule that judges, for the protocol of an evaluation."""
+        return self.path
+
 
 class PickScoreSettings(_RewardSettings):
     """Human preference: logit scale times cosine of image and text under CLIP."""
@@ -69,6 +84,11 @@ class PickScoreSettings(_RewardSettings):
     """Which reward this is."""
     path: Name
     """Folder of the CLIP model, 'asset:NAME' or hub id."""
+
+    @property
+    def judge(self) -> str:
+        """The model or rule that judges, for the protocol of an evaluation."""
+        return self.path
 
 
 RewardSpec = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class ProtocolCard:
     resolution: tuple[int, int]  # height, width in pixels
     prompts: Mapping[str, PromptFile]  # domain -> file
     seeds: tuple[int, ...]  # seeds drawn per prompt
+    judges: Mapping[str, str] = field(default_factory=dict)  # reward -> the model or rule that judged
     metrics: tuple[Metric, ...] = METRICS
     bootstrap_seed: int = 0
     bootstrap_resamples: int = 4000

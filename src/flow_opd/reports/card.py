@@ -169,6 +169,8 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
         file = protocol.prompts.get(metric.domain)
         if cell is None or file is None:
             continue
+        judge = protocol.judges.get(metric.name, "")
+        own = judge.startswith(ASSET)  # the miniature's own model, whose scores are its own, too
         arguments: dict[str, Any] = {
             "interval": [round(cell.low, 4), round(cell.high, 4)],
             "level": protocol.level,
@@ -177,6 +179,7 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
             "guidance": protocol.guidance.get(results.roles.student),
             "resolution": list(protocol.resolution),
             "protocol": protocol.hash,
+            **({"judge": judge} if judge else {}),
         }
         found.append(
             EvalResult(
@@ -186,7 +189,7 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
                 dataset_name=f"{file.name}, first {file.count} prompts",
                 dataset_revision=file.sha256[:12],
                 metric_type=metric.name,
-                metric_name=metric.label,
+                metric_name=f"{metric.label} by the miniature's own judge" if own else metric.label,
                 metric_value=round(cell.mean, 4),
                 metric_args=arguments,
             )

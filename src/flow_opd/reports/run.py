@@ -96,6 +96,7 @@ class Protocol(Part):
     resolution: tuple[int, int]
     prompts: dict[str, PromptFile]
     seeds: tuple[int, ...]
+    judges: dict[str, str] = Field(default_factory=dict)
     metrics: tuple[Metric, ...]
     bootstrap_resamples: int
     level: float

@@ -17,6 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.errors import RewardError, explain
+from flow_opd.hub import model_folder
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
 
@@ -91,13 +92,14 @@ class PickScoreReward:
             RewardError: if a file is missing, damaged, or does not fit.
         """
         self.batch_size = batch_size
+        folder = model_folder(str(path), what="the preference model", error=RewardError)
         try:
-            config, _ = ImageProcessingMixin.get_image_processor_dict(str(path))
+            config, _ = ImageProcessingMixin.get_image_processor_dict(folder)
             self.preprocess = Preprocessing.of(config)
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
             with quiet_loading():
                 self.model, report = CLIPModel.from_pretrained(
-                    path, use_safetensors=True, output_loading_info=True
+                    folder, use_safetensors=True, output_loading_info=True
                 )
             # transformers only warns and draws random weights instead.
             lacking = [*report["missing_keys"], *report["mismatched_keys"]]

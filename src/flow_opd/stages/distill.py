@@ -100,7 +100,7 @@ def distill(
         processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),
     )
-    resume_or_restart(trainer, resume=resume)
+    resume_or_restart(trainer, config, resume=resume)
     record(config, folder, processes)
     if processes.is_main:
         start.write(folder / COLD_START, settings.base.path)

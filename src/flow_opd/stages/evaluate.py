@@ -128,6 +128,7 @@ def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], sid
             for name, file in settings.domains.items()
         },
         seeds=settings.seeds,
+        judges={reward.name: reward.judge for reward in settings.rewards},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def run(settings: GenerateSettings, *, resume: bool) -> Path:
     )
     sigmas = backbone.sigmas(settings.num_steps)
     console = Console()
-    for text in settings.prompts:
+    for text, name in zip(settings.prompts, _names(settings.prompts), strict=True):
         seeds = [settings.run.seed + offset for offset in range(settings.images_per_prompt)]
         with torch.no_grad():
             latents = generate_latents(
@@ -57,7 +58,7 @@ def run(settings: GenerateSettings, *, resume: bool) -> Path:
             )
             images = backbone.decode_latents(latents)
         for seed, image in zip(seeds, images, strict=True):
-            file = folder / f"{_slug(text)}-{seed}.png"
+            file = folder / f"{name}-{seed}.png"
             write_bytes(file, png_bytes(np.asarray(_picture(image))))
             console.print(f"{text!r}, seed {seed}: {file}", highlight=False)
     return folder
@@ -67,6 +68,15 @@ def _picture(image: torch.Tensor) -> Image.Image:
     picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
     factor = -(-SMALLEST_SIDE // min(picture.size))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _names(prompts: Sequence[str]) -> list[str]:
+    """Returns a file name for each prompt; prompts that look alike in one get a number."""
+    slugs = [_slug(text) for text in prompts]
+    return [
+        slug if slugs.count(slug) == 1 else f"{slug}-prompt{index}"
+        for index, slug in enumerate(slugs, start=1)
+    ]
 
 
 def _slug(text: str) -> str:

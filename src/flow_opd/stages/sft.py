@@ -78,7 +78,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
         processes=processes,
         identity=fingerprint(settings, settings.base, files),
     )
-    resume_or_restart(trainer, resume=resume)
+    resume_or_restart(trainer, settings, resume=resume)
     record(settings, folder, processes)
     if trainer.progress.round < settings.run.rounds:
         _draw(settings, samples, backbone, encoder, bank, processes)

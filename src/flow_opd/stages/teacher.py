@@ -81,7 +81,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         processes=processes,
         identity=fingerprint(settings, settings.base, files),
     )
-    resume_or_restart(trainer, resume=resume)
+    resume_or_restart(trainer, settings, resume=resume)
     record(settings, folder, processes)
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)

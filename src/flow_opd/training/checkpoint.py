@@ -52,8 +52,10 @@ class CheckpointFolder:
         target = self.folder / f"round-{snapshot.progress.round:07d}"
         with atomic_folder(target) as staging:
             for kind in ("parameters", "optimizer", "average"):
+                # Copies: moments of eight bits share one table of values, which safetensors refuses to write.
                 tensors = {
-                    name: value.detach().cpu().contiguous() for name, value in getattr(snapshot, kind).items()
+                    name: value.detach().cpu().contiguous().clone()
+                    for name, value in getattr(snapshot, kind).items()
                 }
                 write_bytes(staging / f"{kind}.safetensors", save(tensors))
             hashes = {file.name: sha256(file) for file in sorted(staging.iterdir())}
