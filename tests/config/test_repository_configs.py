@@ -32,6 +32,7 @@ MODELS: dict[str, type[Settings]] = {
     "sd35m-opd-folded.yaml": DistillSettings,
     "sd35m-opd-nodes.yaml": DistillSettings,
     "sd35m-sft.yaml": SFTSettings,
+    "sd35m-teacher-composition.yaml": TeacherSettings,
     "sd35m-teacher-preference.yaml": TeacherSettings,
     "sd35m-teacher-text.yaml": TeacherSettings,
 }
