@@ -205,6 +205,20 @@ def test_several_contradictions_come_at_once() -> None:
         ),
         (["rewards=[{name: ocr}, {name: ocr, weight: 2}]"], "a reward given twice"),
         (["rewards.0.weight=0"], "greater than 0"),
+        (["rewards.0={name: geneval}"], "no detector"),
+        (["rewards.0={name: geneval, palette: p, detector: d, colors: c}"], "a palette beside a Mask2Former"),
+        (["rewards.0={name: geneval, detector: d}"], "a Mask2Former without a CLIP for colours"),
+        (["rewards.0={name: geneval, palette: p, colors: c}"], "a setting that the palette does not have"),
+        (["rewards.0={name: geneval, palette: p, side: 800}"], "a setting that the palette does not have"),
+        (
+            ["rewards.0={name: geneval, palette: p, threshold: 0.5}"],
+            "a setting that the palette does not have",
+        ),
+        (
+            ["rewards.0={name: geneval, detector: d, colors: c, threshold: -0.1}"],
+            "greater than or equal to 0",
+        ),
+        (["rewards.0={name: geneval, detector: d, colors: c, counting_threshold: 1.0}"], "less than 1"),
     ],
 )
 def test_contradictions_in_a_teacher(overrides: list[str], part: str) -> None:

@@ -13,7 +13,8 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.errors import RewardError
 from flow_opd.miniature.judged import DIFFERENCES, judged_pictures
 from flow_opd.miniature.preference import CLEAR, appeal
-from flow_opd.rewards.pickscore import PickScoreReward, Preprocessing
+from flow_opd.rewards.clip import Preprocessing
+from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.types import Prompt
 
 MODEL = asset_folder() / "rewards" / "pickscore"
@@ -134,6 +135,14 @@ def test_preprocessing_resizes_like_pillow():
     assert np.array_equal(np.rint(pixels * 255).astype(np.uint8), expected)
 
 
+@pytest.mark.parametrize(("width", "height"), [(55, 55), (71, 100), (153, 110)])
+def test_the_shorter_side_is_never_a_pixel_short(width, height):
+    """55 * (224 / 55) is below 224 in floating point; cut down to 223, a crop would have a black edge."""
+    config = {"size": 224, "crop_size": 224, "resample": 2, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    white = np.full((1, height, width, 3), 255, np.uint8)
+    assert Preprocessing.of(config)(white).min() == 1
+
+
 def broken(path, what):
     shutil.copytree(MODEL, path)
     if what == "no folder":
@@ -164,7 +173,7 @@ def broken(path, what):
     ],
 )
 def test_broken_folders_raise(tmp_path, what):
-    told = "no local path" if what == "no folder" else "no usable preference model"
+    told = "no local path, and cannot be a hub id" if what == "no folder" else "no usable preference model"
     with pytest.raises(RewardError, match=told) as caught:
         PickScoreReward(broken(tmp_path / "pickscore", what))
     assert "To fix" in str(caught.value)

@@ -68,8 +68,11 @@ def prompt_files(files: Sequence[common.PromptsSettings]) -> list[Path]:
 
 def reward_files(specs: Sequence[RewardSpec]) -> list[Path]:
     """Returns where the rewards' own files are; models of a hub are known by their id alone."""
+    composition = [spec for spec in specs if isinstance(spec, GenEvalSettings)]
     named = {
-        "palette": [spec.palette for spec in specs if isinstance(spec, GenEvalSettings)],
+        "palette": [spec.palette for spec in composition if spec.palette is not None],
+        "detector": [spec.detector for spec in composition if spec.detector is not None],
+        "colors": [spec.colors for spec in composition if spec.colors is not None],
         "path": [spec.path for spec in specs if isinstance(spec, DeQASettings | PickScoreSettings)],
     }
     paths = [Path(locate_model(name, key=key)) for key, names in named.items() for name in names]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import torch
+
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings, RewardSpec
 from flow_opd.protocols import Reward
+from flow_opd.rewards.colors import ColorClassifier
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.detectors import PaletteDetector
 from flow_opd.rewards.geneval import GenEvalReward
 from flow_opd.rewards.ocr import LineReader, OCRReward
 from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
+from flow_opd.rewards.segmentation import Mask2FormerDetector
 
 
-def build_reward(spec: RewardSpec) -> Reward:
-    """Returns the reward that a specification describes."""
+def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Reward:
+    """Returns the reward that a specification describes.
+
+    Args:
+        spec: which reward, and its settings.
+        device: where GenEval's networks compute; the other rewards run on the CPU.
+    """
     if isinstance(spec, GenEvalSettings):
-        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
+        return _build_geneval(spec, device)
     if isinstance(spec, OCRSettings):
         if spec.reader == "page":
             return OCRReward(PageReader())
@@ -25,3 +34,18 @@ def build_reward(spec: RewardSpec) -> Reward:
         return DeQAReward(locate(spec.path, key="path"))
     assert isinstance(spec, PickScoreSettings), spec
     return PickScoreReward(locate_model(spec.path, key="path"))
+
+
+def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
+    if spec.palette is not None:
+        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
+    assert spec.detector is not None, spec
+    assert spec.colors is not None, spec
+    detector = Mask2FormerDetector(
+        locate_model(spec.detector, key="detector"),
+        ColorClassifier(locate_model(spec.colors, key="colors"), device=device),
+        floor=min(spec.threshold, spec.counting_threshold),
+        side=spec.side,
+        device=device,
+    )
+    return GenEvalReward(detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold)

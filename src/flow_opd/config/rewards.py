@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class _RewardSettings(Settings):
     weight: PositiveFloat = 1.0
@@ -17,17 +19,54 @@ class _RewardSettings(Settings):
 
 class GenEvalSettings(_RewardSettings):
     """Composition: are the objects of the prompt there, in number, colour and place? Trains on the continuous
-    score and reports the strict one beside it."""
+    score and reports the strict one beside it. A Mask2Former and a CLIP find the objects, as in GenEval, or a
+    palette in the miniature's world."""
 
     name: Literal["geneval"]
     """Which reward this is."""
-    palette: Name
+    detector: Name | None = None
+    """Folder, 'asset:NAME' or hub id of a Mask2Former for instances of COCO, in place of a palette."""
+    colors: Name | None = None
+    """Mask2Former: folder, 'asset:NAME' or hub id of the CLIP that names colours; GenEval's is
+    openai/clip-vit-large-patch14."""
+    palette: Name | None = None
     """Palette file of the detector that knows the objects by their colours, or 'asset:NAME'."""
+    side: PositiveInt | None = None
+    """Mask2Former: pixels of the shorter side of what it sees, 800 in GenEval; null takes the model's own
+    preprocessor_config.json."""
+    threshold: Share = 0.3
+    """Mask2Former: objects count from above this score."""
+    counting_threshold: Share = 0.9
+    """Mask2Former: the same for prompts with the tag counting."""
+
+    @model_validator(mode="after")
+    def _one_detector(self) -> GenEvalSettings:
+        either = "either 'palette', or 'detector' with 'colors'"
+        if self.detector is None and self.palette is None:
+            refuse([Problem((), "no detector", None, either, "name one of them")])
+        if self.detector is not None and self.palette is not None:
+            refuse(
+                [Problem(("palette",), "a palette beside a Mask2Former", self.palette, either, "remove one")]
+            )
+        if self.detector is not None and self.colors is None:
+            what, allowed = "a Mask2Former without a CLIP for colours", "a folder, 'asset:NAME' or hub id"
+            fix = "set colors, such as openai/clip-vit-large-patch14"
+            refuse([Problem(("detector",), what, self.detector, allowed, fix)])
+        given = self.model_dump(include={"colors", "side", "threshold", "counting_threshold"})
+        allowed, fix = "the default", "remove it, or name a Mask2Former in 'detector' in place of the palette"
+        refuse(
+            [
+                Problem((key,), "a setting that the palette does not have", value, allowed, fix)
+                for key, value in given.items()
+                if self.detector is None and value != GenEvalSettings.model_fields[key].default
+            ]
+        )
+        return self
 
     @property
     def judge(self) -> str:
         """The model or rule that judges, for the protocol of an evaluation."""
-        return self.palette
+        return self.palette or f"{self.detector}, colours by {self.colors}"
 
 
 class OCRSettings(_RewardSettings):

@@ -22,7 +22,8 @@ from flow_opd.miniature.autoencoder import as_pixels
 from flow_opd.miniature.judged import DIFFERENCES, JudgedPictures
 from flow_opd.miniature.palette import SIZE
 from flow_opd.miniature.quality import severity
-from flow_opd.rewards.pickscore import PickScoreReward, encode_texts
+from flow_opd.rewards.clip import encode_texts
+from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import LossOutput, Prompt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ class Detection:
     """One object in a picture."""
 
     label: str
-    color: str | None  # None = none of the known colours
+    color: str | None  # None = none of the known colours, or not asked
     box: Box  # left, top, right, bottom, pixels
     score: float  # 0 .. 1
 
@@ -35,8 +35,16 @@ class Detector(Protocol):
     classes: tuple[str, ...]
     colors: tuple[str, ...]
 
-    def detect(self, images: NDArray[np.uint8]) -> list[list[Detection]]:
-        """Returns the objects in each RGB picture, uint8 [B, height, width, 3], best score first."""
+    def detect(
+        self, images: NDArray[np.uint8], colored: Sequence[Collection[str]] | None = None
+    ) -> list[list[Detection]]:
+        """Returns the objects in each RGB picture, uint8 [B, height, width, 3], best score first.
+
+        Args:
+            images: the pictures.
+            colored: for each picture the classes whose colours are asked, None = all; other objects may come
+                without a colour.
+        """
         ...
 
 
@@ -79,8 +87,13 @@ class PaletteDetector:
             ) from error
         self.colors = tuple(self._hues)
 
-    def detect(self, images: NDArray[np.uint8]) -> list[list[Detection]]:
-        """Returns the objects in each RGB picture, uint8 [B, height, width, 3], best score first."""
+    def detect(
+        self, images: NDArray[np.uint8], colored: Sequence[Collection[str]] | None = None
+    ) -> list[list[Detection]]:
+        """Returns the objects in each RGB picture, uint8 [B, height, width, 3], best score first.
+
+        All of them have their colours, whatever `colored` says: nothing is found without.
+        """
         return [self._detect(image) for image in images]
 
     def _detect(self, image: NDArray[np.uint8]) -> list[Detection]:

@@ -65,7 +65,8 @@ class GenEvalReward:
         strict, continuous = torch.zeros(len(prompts)), torch.zeros(len(prompts))
         valid = torch.zeros(len(prompts), dtype=torch.bool)
         pixels = to_pixels(images[rows]) if rows else np.zeros((0, 1, 1, 3), np.uint8)
-        for row, detections in zip(rows, self.detector.detect(pixels), strict=True):
+        colored = [_colored(prompts[row].metadata) for row in rows]
+        for row, detections in zip(rows, self.detector.detect(pixels, colored), strict=True):
             metadata = prompts[row].metadata
             objects = self._objects(detections, metadata["tag"])
             strict[row], continuous[row] = (
@@ -172,6 +173,11 @@ def check_metadata(prompt: Prompt, classes: Sequence[str], colors: Sequence[str]
             _known(position[0], RELATIONS, "relation", prompt)
             if position[1] not in range(index):
                 raise _malformed(prompt, "position", position, "the index of an earlier entry of include")
+
+
+def _colored(metadata: Mapping[str, Any]) -> set[str]:
+    """Returns the classes for which a colour is asked."""
+    return {need["class"] for need in metadata["include"] if "color" in need}
 
 
 def _in_position(

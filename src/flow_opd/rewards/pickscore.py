@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
-from transformers.image_processing_base import ImageProcessingMixin
 
-from flow_opd.backbones.quiet import quiet_loading
-from flow_opd.errors import RewardError, explain
-from flow_opd.hub import model_folder
+from flow_opd.rewards.clip import Clip, encode_texts
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Mapping[str, Tensor]:
-    """Returns input_ids and attention_mask, [B, L]; longer texts are cut."""
-    encoded = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The numbers of a preprocessor_config.json: resize the shorter side, crop the middle, normalise."""
-
-    side: int
-    crop: int
-    resample: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @staticmethod
-    def of(config: Mapping[str, Any]) -> Preprocessing:
-        """Reads both spellings of a size, 224 and {"shortest_edge": 224}.
-
-        Raises:
-            KeyError: if a number is missing.
-        """
-        side, crop = config["size"], config["crop_size"]
-        return Preprocessing(
-            int(side["shortest_edge"] if isinstance(side, Mapping) else side),
-            int(crop["height"] if isinstance(crop, Mapping) else crop),
-            int(config["resample"]),
-            tuple(config["image_mean"]),
-            tuple(config["image_std"]),
-        )
-
-    def __call__(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Returns the model's input [B, 3, crop, crop] of RGB pictures uint8 [B, height, width, 3]."""
-        pixels = np.stack([self._fit(picture) for picture in pictures]).astype(np.float32) / 255
-        normal = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normal.transpose(0, 3, 1, 2), np.float32))
-
-    def _fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        height, width = picture.shape[:2]
-        scale = self.side / min(height, width)
-        size = (int(width * scale), int(height * scale))
-        image = Image.fromarray(picture)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling(self.resample))
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
-        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
 
 class PickScoreReward:
@@ -92,29 +36,8 @@ class PickScoreReward:
             RewardError: if a file is missing, damaged, or does not fit.
         """
         self.batch_size = batch_size
-        folder = model_folder(str(path), what="the preference model", error=RewardError)
-        try:
-            config, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-            self.preprocess = Preprocessing.of(config)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            with quiet_loading():
-                self.model, report = CLIPModel.from_pretrained(
-                    folder, use_safetensors=True, output_loading_info=True
-                )
-            # transformers only warns and draws random weights instead.
-            lacking = [*report["missing_keys"], *report["mismatched_keys"]]
-            if lacking:
-                raise ValueError(f"weights missing or of another shape: {lacking[:3]}")
-        except Exception as damage:  # transformers, tokenizers and safetensors share no class of errors
-            raise RewardError(
-                explain(
-                    f"no usable preference model ({type(damage).__name__}: {damage})",
-                    value=str(path),
-                    allowed="a CLIPModel in safetensors with its tokenizer and preprocessor_config.json",
-                    fix="correct the path, or build the model again",
-                )
-            ) from damage
-        self.model.float().requires_grad_(False).eval()
+        clip = Clip.load(path, what="preference model")
+        self.model, self.tokenizer, self.preprocess = clip.model, clip.tokenizer, clip.preprocess
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
         """Returns the scores of images for their own prompts.

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.assembly.adapters import load_lora
-from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.base import device_of, load_backbone
 from flow_opd.assembly.cells import Cells, ScoreTable
 from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.launch import join_processes
@@ -84,7 +84,8 @@ def evaluate(
         name: EvaluationSet(name, tuple(load_prompts([file])), settings.seeds)
         for name, file in settings.domains.items()
     }
-    rewards = [build_reward(spec) for spec in settings.rewards]
+    device = device_of(settings.compute, processes)
+    rewards = [build_reward(spec, device=device) for spec in settings.rewards]
     backbone = load_backbone(settings.base, settings.compute, processes)
     asked = [prompt for domain_set in sets.values() for prompt in domain_set.prompts]
     encoder = encode_beforehand(settings.embeddings, backbone, asked, folder, processes)

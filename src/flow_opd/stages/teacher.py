@@ -11,7 +11,7 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
-from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.base import device_of, load_backbone
 from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, prompt_files, reward_files
 from flow_opd.assembly.launch import check_shares, join_processes
@@ -48,8 +48,9 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     updates = settings.updates_per_round
     check_shares(images, processes, key="groups_per_round", lockstep=shard, updates=updates)
     prompts = load_prompts(settings.prompts)
+    device = device_of(settings.compute, processes)
     scorer = WeightedRewards(
-        [(spec.weight, build_reward(spec)) for spec in settings.rewards], must_apply=True
+        [(spec.weight, build_reward(spec, device=device)) for spec in settings.rewards], must_apply=True
     )
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
