@@ -13,8 +13,8 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 TITLE = "The same prompts and noise under the base, four teachers, their merge and the student"
 GRID = f"![{TITLE}](docs/images/grid.png)"
 UNDER_GRID = (
-    "The first three prompts of each domain, not chosen; one seed. Look at the failures, too: a strict GenEval "
-    "below one half means that most composition pictures still have some fact wrong."
+    "The first three prompts of each domain, not chosen; one seed. Look at the failures, too: a strict "
+    "GenEval below one half means that most composition pictures still have some fact wrong."
 )
 
 
