@@ -52,3 +52,8 @@ def test_nothing_but_safetensors_holds_weights() -> None:
         ".txt",
         ".md",
     }
+
+
+def test_no_config_holds_a_path_of_the_machine_that_made_it() -> None:
+    for file in ASSETS.rglob("*.json"):
+        assert '_name_or_path": "/' not in file.read_text(), file

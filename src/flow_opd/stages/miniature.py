@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from flow_opd.assembly.training import ADAPTER, open_run, record
 from flow_opd.config.miniature import MiniatureSettings
-from flow_opd.files import atomic_folder
+from flow_opd.files import atomic_folder, write_json
 from flow_opd.stages.miniature_base import build_autoencoder, build_base, build_refined
 from flow_opd.stages.miniature_manifest import write_manifest
 from flow_opd.stages.miniature_parts import is_finished
@@ -52,5 +53,10 @@ def run(settings: MiniatureSettings, *, resume: bool) -> Path:
 
 
 def _gather(source: Path, target: Path) -> None:
+    """Copies a finished model, without the paths of this machine that diffusers writes into its configs."""
     with atomic_folder(target) as staging:
         shutil.copytree(source, staging, dirs_exist_ok=True)
+        for file in staging.rglob("*.json"):
+            content = json.loads(file.read_text())
+            if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+                write_json(file, content)
