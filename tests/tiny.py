@@ -29,10 +29,11 @@ from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.objectives.velocity_gap import Target
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
-from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.policies.routed import RoutedTeachers, Teacher
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.prompts.routing import HardRouter
@@ -159,11 +160,15 @@ class Tiny:
         return self.bank.parameters("student")
 
     def teachers(self) -> RoutedTeachers:
-        fields = {"shapes": self.policy("teacher-shapes"), "signs": self.policy("teacher-signs", 2.0)}
-        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), lockstep=self.lockstep)
+        fields = {
+            "shapes": Teacher(self.policy("teacher-shapes")),
+            "signs": Teacher(self.policy("teacher-signs", 2.0)),
+        }
+        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}))
 
-    def cast(self, anchor_weight: float = 0.1) -> OPDPolicies:
-        return OPDPolicies(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)
+    def policies(self, anchor_weight: float = 0.1, anchor_share: float = 1.0) -> OPDPolicies:
+        anchor = Target("anchor_gap", self.policy("anchor"), anchor_weight, anchor_share)
+        return OPDPolicies(self.backbone, self.student, self.teachers(), anchor)
 
     def walks(
         self,
@@ -181,6 +186,7 @@ class Tiny:
             encoder=self.backbone,
             prompts_of_round=lambda index: [PROMPTS[(index + i) % len(PROMPTS)] for i in range(prompts)],
             seeder=lambda index, row: generator(seed, "walk", index, row),
+            rank_seeder=lambda index, step: generator(seed, "ranks", index, step),
             schedule=make_schedule(
                 self.backbone.sigmas(num_steps), noise_level=0.7, stochastic_steps=(first, stop)
             ),
@@ -246,10 +252,10 @@ class Tiny:
                 kl_weight=0.05,
             )
         if name == "opd":
-            return direct_opd(self.cast(), walks)
+            return direct_opd(self.policies(), walks)
         assert name == "opd-log-ratio", name
         return policy_gradient_opd(
-            self.cast(),
+            self.policies(),
             walks,
             correction="sampled-log-ratio",
             updates_per_round=1,
@@ -301,14 +307,14 @@ class TinyImages:
     micro_batch_size: int
     readings: Mapping[str, float] = field(default_factory=dict)
 
-    def round(self, index: int) -> Iterator[Iterator[ImageBatch]]:
+    def round(self, index: int) -> Iterator[list[ImageBatch]]:
         draw = generator(0, "images", index)
         shape = (8, *self.backbone.latent_shape)
         x0, noise = torch.randn(shape, generator=draw) * 0.5 + 0.3, torch.randn(shape, generator=draw)
         sigma = torch.rand(8, generator=draw)
         conditioning = self.backbone.encode_prompts([PROMPTS[i % len(PROMPTS)] for i in range(8)])
         rows = [range(s, min(8, s + self.micro_batch_size)) for s in range(0, 8, self.micro_batch_size)]
-        yield (ImageBatch(x0[r], noise[r], sigma[r], conditioning.rows(list(r))) for r in map(list, rows))
+        yield [ImageBatch(x0[r], noise[r], sigma[r], conditioning.rows(list(r))) for r in map(list, rows)]
 
 
 class Redness:
@@ -328,7 +334,7 @@ class GivenBatches:
     readings: Mapping[str, float] = field(default_factory=dict)
 
     def round(self, index: int) -> Iterator[Iterable[Any]]:
-        yield iter(self.batches)
+        yield self.batches
 
 
 class Recorder:
@@ -382,6 +388,7 @@ class PlainPrompts:
     """The border of a base for fields that read no prompt."""
 
     latent_shape = (2, 2, 2)
+    device = torch.device("cpu")
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         return unconditional(len(prompts), tuple(prompt.task for prompt in prompts))

@@ -41,7 +41,7 @@ WALKS = Walks(
     dynamics=sde_step,
     micro_batch_size=PER_ROUND,
 )
-CAST = OPDPolicies(PlainPrompts(), STUDENT, TEACHER, anchor=None, anchor_weight=0.0)
+POLICIES = OPDPolicies(PlainPrompts(), STUDENT, TEACHER, anchor=None)
 
 
 def reference_chunks(chunks: int, count: int) -> Iterator[Tensor]:
@@ -93,7 +93,7 @@ def expected_gradient(source: BatchSource, objective: Objective) -> Tensor:
 
 def by_policy_gradient(correction: str, advantage_clip: float = 1e6) -> tuple[BatchSource, Objective]:
     return policy_gradient_opd(
-        CAST,
+        POLICIES,
         WALKS,
         correction=correction,
         updates_per_round=1,
@@ -110,7 +110,9 @@ def compare(name: str, found: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def test_direct_kl_has_the_gradient(reference: Tensor) -> None:
-    cosine, ratio = compare("direct KL, fused walk", expected_gradient(*direct_opd(CAST, WALKS)), reference)
+    cosine, ratio = compare(
+        "direct KL, fused walk", expected_gradient(*direct_opd(POLICIES, WALKS)), reference
+    )
     assert cosine > 0.999
     assert ratio == pytest.approx(1, abs=0.01)
 

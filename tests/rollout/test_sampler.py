@@ -11,13 +11,21 @@ from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
-from flow_opd.rollout.sampler import draw_noise, micro_rows, rollout, schedule_rows, steps_with_density
+from flow_opd.rollout.sampler import (
+    WalkNoise,
+    draw_noise,
+    micro_rows,
+    rollout,
+    schedule_rows,
+    steps_with_density,
+)
 from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
 from flow_opd.types import Prompt, Rollout, TransitionBatch
 from tiny import PROMPTS, GaussianFlow, Redness, Tiny, unconditional
 
 FLOW = GaussianFlow(mean=0.5, std=0.8)
 GRID = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
 def seeds(*rows: int) -> list[torch.Generator]:
@@ -29,10 +37,9 @@ def draw(rows: tuple[int, ...], window: tuple[int, int] = (0, 3), dynamics: str 
         FLOW,
         unconditional(len(rows)),
         [Prompt("", "any")] * len(rows),
-        latent_shape=(2, 2, 2),
-        schedule=make_schedule(GRID, noise_level=0.7, stochastic_steps=window),
+        schedule=(schedule := make_schedule(GRID, noise_level=0.7, stochastic_steps=window)),
         dynamics=DYNAMICS.get(dynamics),
-        generators=seeds(*rows),
+        noise=WalkNoise((2, 2, 2), schedule, seeds(*rows), torch.device("cpu")),
     )
 
 
@@ -88,13 +95,17 @@ def test_the_last_step_of_cps_has_no_density_and_is_left_out() -> None:
 def test_transitions_are_the_stored_steps_in_micro_batches() -> None:
     drawn = draw((0, 1, 2, 3, 4))
     advantages = torch.arange(20.0).view(5, 4)
-    batches = list(transitions(drawn, advantages, rows=[4, 0, 2], steps=range(1, 3), micro_batch_size=2))
+    batches = list(
+        transitions(drawn, advantages, weights=WEIGHTS, rows=[4, 0, 2], steps=range(1, 3), micro_batch_size=2)
+    )
     assert [len(batch) for batch in batches] == [2, 1, 2, 1]
     third = batches[2]
     assert torch.equal(third.latents, drawn.latents[[4, 0], 2])
     assert torch.equal(third.next_latents, drawn.latents[[4, 0], 3])
     assert third.advantage is not None
     assert third.advantage.tolist() == [18.0, 2.0]
+    assert third.weight is not None
+    assert third.weight.tolist() == [3.0, 3.0]
     assert third.sigma.tolist() == pytest.approx([0.5, 0.5])
     assert third.sigma_next.tolist() == pytest.approx([0.2, 0.2])
     assert list(map(list, micro_rows(5, 2))) == [[0, 1], [2, 3], [4]]
@@ -112,12 +123,15 @@ def test_the_first_update_of_a_real_rollout_has_ratios_of_exactly_one(tiny: Tiny
         tiny.student,
         tiny.backbone.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=tiny.backbone.latent_shape,
-        schedule=make_schedule(tiny.backbone.sigmas(4), noise_level=0.7, stochastic_steps=(0, 4)),
+        schedule=(
+            schedule := make_schedule(tiny.backbone.sigmas(4), noise_level=0.7, stochastic_steps=(0, 4))
+        ),
         dynamics=sde_step,
-        generators=seeds(0, 1, 2, 3),
+        noise=WalkNoise(tiny.backbone.latent_shape, schedule, seeds(0, 1, 2, 3), tiny.backbone.device),
     )
-    for batch in transitions(drawn, torch.zeros(4, 4), rows=range(4), steps=range(4), micro_batch_size=4):
+    for batch in transitions(
+        drawn, torch.zeros(4, 4), weights=WEIGHTS, rows=range(4), steps=range(4), micro_batch_size=4
+    ):
         assert ratios(tiny, batch).tolist() == [1.0] * 4
 
 

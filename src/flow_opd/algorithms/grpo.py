@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
-from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.objectives.velocity_gap import Target, VelocityGap
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
@@ -41,5 +41,5 @@ def flow_grpo(
     gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
     terms: list[tuple[float, Term]] = [(1.0, gradient)]
     if kl_weight > 0:
-        terms.append((kl_weight, TransitionKL(reference, walks.dynamics, name="reference_kl")))
+        terms.append((1.0, VelocityGap([Target("reference_kl", reference, weight=kl_weight)])))
     return source, WeightedTerms(student, terms)

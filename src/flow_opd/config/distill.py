@@ -20,6 +20,7 @@ from flow_opd.config.common import (
     TrainingRunSettings,
 )
 from flow_opd.config.merge import MergeMethodSpec
+from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, state_weights_problems
 from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
 
 
@@ -31,7 +32,10 @@ class AnchorSettings(Settings):
     adapter: Name | None = None
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
-    """lambda, weight of the transition KL to the anchor."""
+    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
+    pull is the same in expectation and costs a fraction."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -67,7 +71,7 @@ class ColdStartSettings(Settings):
 
 
 class DirectKLSettings(Settings):
-    """The closed-form transition KL, differentiated during the walk itself."""
+    """The weighted gap to the teachers, differentiated during the walk; by transition weights the KL."""
 
     name: Literal["direct-kl"] = "direct-kl"
     """Which objective this is."""
@@ -127,6 +131,9 @@ class DistillSettings(Settings):
     """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
     """Training prompts of all tasks."""
+    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
+    """'velocity', 'transition', 'sde', 'x0' or 'custom': what a gap in velocity counts at each state; a word,
+    or a section with its name."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
@@ -152,21 +159,16 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> DistillSettings:
-        problems = [*teacher_problems(self.teachers), *self._reference_problems()]
+        problems = [
+            *teacher_problems(self.teachers),
+            *self._reference_problems(),
+            *state_weights_problems(self.state_weights, self.sampling.num_steps),
+            *self._policy_gradient_problems(),
+        ]
         if self.lora is not None and self.cold_start is not None:
             fix = "remove 'lora'; say the rank in cold_start.merge"
             allowed = "null beside a cold start, whose adapter has a rank and an alpha of its own"
             problems.append(Problem(("lora",), "settings that would do nothing", "lora", allowed, fix))
-        if self.objective.name != "direct-kl" and self.sampling.dynamics == "ode":
-            problems.append(
-                Problem(
-                    ("sampling", "dynamics"),
-                    f"objective {self.objective.name!r} needs noisy steps",
-                    "ode",
-                    "'sde' or 'cps'",
-                    "choose stochastic dynamics, or the objective 'direct-kl'",
-                )
-            )
         if self.updates_per_round() > self.prompts_per_round:
             problems.append(
                 Problem(
@@ -190,6 +192,33 @@ class DistillSettings(Settings):
             )
         refuse(problems)
         return self
+
+    def _policy_gradient_problems(self) -> list[Problem]:
+        """Returns what only the direct KL can do."""
+        if isinstance(self.objective, DirectKLSettings):
+            return []
+        problems = []
+        if self.sampling.dynamics == "ode":
+            problems.append(
+                Problem(
+                    ("sampling", "dynamics"),
+                    f"objective {self.objective.name!r} needs noisy steps",
+                    "ode",
+                    "'sde' or 'cps'",
+                    "choose stochastic dynamics, or the objective 'direct-kl'",
+                )
+            )
+        if self.anchor is not None and self.anchor.share < 1:
+            problems.append(
+                Problem(
+                    ("anchor", "share"),
+                    f"objective {self.objective.name!r} asks the anchor at every state",
+                    self.anchor.share,
+                    "1",
+                    "leave it out, or choose the objective 'direct-kl'",
+                )
+            )
+        return problems
 
     def _reference_problems(self) -> list[Problem]:
         problems: list[Problem] = []

@@ -52,8 +52,8 @@ class ClippedPolicyGradient:
         loss = torch.maximum(-advantage * ratio, -advantage * clipped).sum()
         with torch.no_grad():
             metrics = {
-                self.name: float(loss),
-                "ratio": float(ratio.sum()),
-                "clipped": float((ratio.sub(1).abs() > self.clip_range).float().sum()),
+                self.name: loss.detach(),
+                "ratio": ratio.sum(),
+                "clipped": (ratio.sub(1).abs() > self.clip_range).float().sum(),
             }
         return LossOutput(loss, len(batch), metrics)

@@ -16,10 +16,11 @@ from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
 from flow_opd.config.merge import DAREMergeSettings, SVDMergeSettings, TIESMergeSettings
 from flow_opd.config.plan import TrainingSettings
+from flow_opd.config.state_weights import weighted_states
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
@@ -62,14 +63,16 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     rows, steps = settings.prompts_per_round, settings.sampling.num_steps
     updates = settings.updates_per_round()
     if isinstance(settings.objective, DirectKLSettings):
-        work = Work(student=rows * steps, teacher=rows * steps)
+        weighted = weighted_states(settings.state_weights, steps)
+        work = Work(student=rows * weighted, teacher=rows * weighted, rollout=rows * (steps - weighted))
     else:
         trained = rows * _steps_with_density(settings.sampling)
         work = Work(
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
     if settings.anchor is not None:
-        work = replace(work, anchor=work.student)
+        asked = settings.anchor.share * (1 - _answered_by_teachers(settings, settings.anchor))
+        work = replace(work, anchor=work.student * asked)
     forms, notes = _distill_forms(settings, student, anchor)
     return Job(
         settings=settings,
@@ -108,6 +111,18 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         updates=settings.run.rounds * updates,
         notes=(),
     )
+
+
+def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> float:
+    """Returns the share of the rows whose teacher is the anchor, so that one answer serves both."""
+    shares = settings.task_shares or dict.fromkeys(settings.teacher_of_task(), 1.0)
+    same = [
+        task
+        for each in settings.teachers
+        for task in each.tasks
+        if each.name == anchor.teacher and each.guidance_scale == anchor.guidance_scale
+    ]
+    return sum(shares[task] for task in same) / sum(shares.values())
 
 
 def _steps_with_density(sampling: common.SamplingSettings) -> int:

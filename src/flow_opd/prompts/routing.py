@@ -23,7 +23,7 @@ class HardRouter:
         self.teachers: tuple[str, ...] = tuple(dict.fromkeys(self.teacher_of_task.values()))
 
     def weights(self, conditioning: Conditioning) -> Tensor:
-        """Returns alpha, one-hot rows, [M, K], float32.
+        """Returns alpha, one-hot rows, [M, K], float32, on the CPU.
 
         Raises:
             DataError: if a row's task has no teacher.
@@ -33,7 +33,7 @@ class HardRouter:
                 raise DataError(_no_teacher(task, self.teacher_of_task))
         column = {teacher: index for index, teacher in enumerate(self.teachers)}
         columns = [column[self.teacher_of_task[task]] for task in conditioning.tasks]
-        alpha = torch.zeros(len(columns), len(self.teachers), device=conditioning.embeds.device)
+        alpha = torch.zeros(len(columns), len(self.teachers))
         alpha[range(len(columns)), columns] = 1.0
         return alpha
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from flow_opd.flow.gaussian import log_prob_mean, transition_kl
 from flow_opd.protocols import Backbone, VelocityField
 from flow_opd.registry import Registry
-from flow_opd.rollout.sampler import micro_rows, rollout, steps_with_density
+from flow_opd.rollout.sampler import Repeatable, WalkNoise, micro_rows, rollout, steps_with_density
 from flow_opd.rollout.transitions import join_rollouts, shares_of_updates, transitions
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
@@ -91,7 +92,7 @@ class CorrectedRollouts:
         """teacher_kl: the round's mean transition KL per latent dimension, over the trained steps."""
         return self._readings
 
-    def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
+    def round(self, index: int) -> Iterator[Repeatable[TransitionBatch]]:
         """Yields the updates of round `index`, each over its own share of the trajectories."""
         prompts = self.walks.prompts_of_round(index)
         own = self.walks.processes.rows(len(prompts))
@@ -106,12 +107,16 @@ class CorrectedRollouts:
         divergence = self.walks.processes.gather_rows(torch.cat([part for _, _, part in parts]), len(prompts))
         self._readings = {"teacher_kl": float(divergence[:, self.trained_steps].mean())}
         for share in shares_of_updates(own, len(prompts), self.updates_per_round):
-            yield transitions(
-                joined,
-                advantages,
-                rows=share,
-                steps=self.trained_steps,
-                micro_batch_size=self.walks.micro_batch_size,
+            yield Repeatable(
+                partial(
+                    transitions,
+                    joined,
+                    advantages,
+                    weights=self.walks.weights(),
+                    rows=share,
+                    steps=self.trained_steps,
+                    micro_batch_size=self.walks.micro_batch_size,
+                )
             )
 
     @torch.no_grad()
@@ -121,17 +126,26 @@ class CorrectedRollouts:
             self.student,
             self.walks.encoder.encode_prompts(prompts),
             prompts,
-            latent_shape=self.backbone.latent_shape,
             schedule=self.walks.schedule,
             dynamics=self.walks.dynamics,
-            generators=[self.walks.seeder(index, row) for row in rows],
+            noise=WalkNoise(
+                self.backbone.latent_shape,
+                self.walks.schedule,
+                [self.walks.seeder(index, row) for row in rows],
+                self.backbone.device,
+            ),
         )
-        advantages = torch.zeros(len(prompts), len(self.walks.schedule))
+        advantages = torch.zeros(len(prompts), len(self.walks.schedule), device=drawn.latents.device)
         divergence = torch.zeros_like(advantages)
         whole = range(len(prompts))
         for step in self.trained_steps:
             for batch in transitions(
-                drawn, advantages, rows=whole, steps=[step], micro_batch_size=len(prompts)
+                drawn,
+                advantages,
+                weights=self.walks.weights(),
+                rows=whole,
+                steps=[step],
+                micro_batch_size=len(prompts),
             ):
                 advantages[:, step], divergence[:, step] = self._judge(batch)
         return drawn, advantages, divergence

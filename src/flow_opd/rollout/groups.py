@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from flow_opd.flow.advantages import group_advantages
 from flow_opd.flow.schedule import without_noise
 from flow_opd.protocols import Backbone, Scorer, VelocityField
-from flow_opd.rollout.sampler import micro_rows, rollout
+from flow_opd.rollout.sampler import Repeatable, WalkNoise, micro_rows, rollout
 from flow_opd.rollout.transitions import (
     balanced_weights,
     join_rollouts,
@@ -68,7 +69,7 @@ class GroupRollouts:
         """Mean reward of the round, its spread within groups, and the share of groups without spread."""
         return self._readings
 
-    def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
+    def round(self, index: int) -> Iterator[Repeatable[TransitionBatch]]:
         """Yields the updates of round `index`."""
         asked = self.walks.prompts_of_round(index)
         with torch.no_grad():
@@ -95,12 +96,16 @@ class GroupRollouts:
         if self.sampling.balanced_steps:
             dense = dense * balanced_weights(joined.schedule, self.walks.dynamics, steps)
         for share in shares_of_updates(own, len(prompts), self.sampling.updates_per_round):
-            yield transitions(
-                joined,
-                dense,
-                rows=share,
-                steps=steps,
-                micro_batch_size=self.walks.micro_batch_size,
+            yield Repeatable(
+                partial(
+                    transitions,
+                    joined,
+                    dense.to(joined.latents.device),
+                    weights=self.walks.state_weights(joined.schedule, self.walks.dynamics),
+                    rows=share,
+                    steps=steps,
+                    micro_batch_size=self.walks.micro_batch_size,
+                )
             )
 
     def _collect(
@@ -111,13 +116,17 @@ class GroupRollouts:
             self.student,
             conditioning.rows([row // self.sampling.group_size for row in rows]),
             chosen,
-            latent_shape=self.backbone.latent_shape,
             schedule=schedule,
             dynamics=self.walks.dynamics,
-            generators=[self.walks.seeder(index, row) for row in rows],
-            starts=self._starts(index, rows) if self.sampling.shared_start else None,
+            noise=WalkNoise(
+                self.backbone.latent_shape,
+                schedule,
+                [self.walks.seeder(index, row) for row in rows],
+                self.backbone.device,
+                starts=self._starts(index, rows) if self.sampling.shared_start else None,
+            ),
         )
-        return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0), chosen).total
+        return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0).cpu(), chosen).total
 
     def _starts(self, index: int, rows: range) -> list[torch.Generator]:
         """Returns generators, [B], seeded by group below 0, where no trajectory has its number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from flow_opd.assembly.training import (
 from flow_opd.assembly.walks import build_walks
 from flow_opd.config.base import Settings
 from flow_opd.config.common import LoraSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
+from flow_opd.objectives.velocity_gap import Target
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.processes import Processes
@@ -86,6 +88,7 @@ def distill(
         encoder,
         groups,
         settings.sampling,
+        weights=settings.state_weights,
         seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
@@ -104,7 +107,7 @@ def distill(
     record(config, folder, processes)
     if processes.is_main:
         start.write(folder / COLD_START, settings.base.path)
-    train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
+    train(trainer, "distillation", show=("teacher_gap", "anchor_gap", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
@@ -151,15 +154,22 @@ def policies_of(
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
     batching = settings.compute.guidance_batching
     policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
-    anchor = settings.anchor
     return OPDPolicies(
         backbone=backbone,
         student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),
         teachers=routed_teachers(settings, backbone, encoder, bank),
-        anchor=policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale)
-        if anchor
-        else None,
-        anchor_weight=anchor.weight if anchor else 0.0,
+        anchor=None if settings.anchor is None else _anchor(settings, settings.anchor, policy),
+    )
+
+
+def _anchor(settings: DistillSettings, anchor: AnchorSettings, policy: Callable[..., Policy]) -> Target:
+    """Returns the anchor; it is asked at a whole number of the states of each step."""
+    asked = max(1, round(anchor.share * settings.prompts_per_round))
+    return Target(
+        "anchor_gap",
+        policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale),
+        weight=anchor.weight,
+        share=asked / settings.prompts_per_round,
     )
 
 

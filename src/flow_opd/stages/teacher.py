@@ -27,6 +27,7 @@ from flow_opd.assembly.training import (
     train,
 )
 from flow_opd.assembly.walks import build_walks
+from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
@@ -65,6 +66,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         encoder,
         groups,
         settings.sampling,
+        weights=NamedStateWeights(name="transition"),
         seed=settings.run.seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
