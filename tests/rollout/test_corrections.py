@@ -32,6 +32,7 @@ def source(tiny: Tiny, correction: str, *, micro: int = 8, updates: int = 1) -> 
         tiny.backbone,
         tiny.walks(prompts=6, micro_batch_size=micro),
         CORRECTIONS.get(correction),
+        advantage_clip=1e3,
         updates_per_round=updates,
     )
 
@@ -109,7 +110,13 @@ def test_cps_on_all_steps_trains_those_with_a_density(tiny: Tiny) -> None:
     schedule = make_schedule(tiny.backbone.sigmas(3), noise_level=0.5, stochastic_steps=(0, 3))
     walks = replace(made.walks, schedule=schedule, dynamics=cps_step)
     cps = CorrectedRollouts(
-        made.student, made.teachers, made.backbone, walks, made.correction, updates_per_round=1
+        made.student,
+        made.teachers,
+        made.backbone,
+        walks,
+        made.correction,
+        advantage_clip=5.0,
+        updates_per_round=1,
     )
     (update,) = cps.round(0)
     assert len(list(update)) == 2

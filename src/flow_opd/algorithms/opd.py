@@ -55,7 +55,8 @@ def policy_gradient_opd(
         policies.backbone,
         walks,
         CORRECTIONS.get(correction),
+        advantage_clip=advantage_clip,
         updates_per_round=updates_per_round,
     )
-    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
     return source, WeightedTerms(policies.student, [(1.0, gradient), *policies.anchor_terms(walks.dynamics)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from flow_opd.config.locations import locate, locate_model
@@ -15,6 +17,14 @@ from flow_opd.rewards.ocr import LineReader, OCRReward
 from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rewards.segmentation import Mask2FormerDetector
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
+
+
+def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "cpu") -> TrainingRewards:
+    """Returns the rewards of a training, each for the prompts of its tasks."""
+    return TrainingRewards(
+        [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
+    )
 
 
 def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Reward:

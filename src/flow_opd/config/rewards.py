@@ -9,12 +9,19 @@ from pydantic import Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
 
+TRAINING = ("weight", "tasks", "training_score")  # settings that a score in an evaluation does not depend on
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _RewardSettings(Settings):
     weight: PositiveFloat = 1.0
-    """Factor of this reward in the weighted sum."""
+    """Training: factor of this reward in the weighted sum."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Training: tasks whose prompts this reward judges; null: all."""
+
+    def for_training(self) -> dict[str, object]:
+        """Returns the settings that only a training reads, where they are not the defaults."""
+        return self.model_dump(include=set(TRAINING), exclude_defaults=True)
 
 
 class GenEvalSettings(_RewardSettings):
