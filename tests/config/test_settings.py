@@ -262,6 +262,10 @@ def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: 
         (["rewards.1={name: ocr}"], "a reward given twice"),
         (["rows={}"], "at least 1 item"),
         (["rewards.0.weight=2"], "does nothing in an evaluation in --set rewards.0.weight: 2"),
+        (
+            ["rewards.0={name: geneval, palette: p, training_score: unclamped}"],
+            "does nothing in an evaluation",
+        ),
         (["rewards.1.tasks=[quality]"], "does nothing in an evaluation in --set rewards.1.tasks"),
     ],
 )

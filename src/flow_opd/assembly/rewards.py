@@ -47,8 +47,9 @@ def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Rew
 
 
 def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
+    clamped = spec.training_score == "continuous"
     if spec.palette is not None:
-        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
+        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")), clamped=clamped)
     assert spec.detector is not None, spec
     assert spec.colors is not None, spec
     detector = Mask2FormerDetector(
@@ -58,4 +59,6 @@ def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
         side=spec.side,
         device=device,
     )
-    return GenEvalReward(detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold)
+    return GenEvalReward(
+        detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold, clamped=clamped
+    )

@@ -26,8 +26,8 @@ class _RewardSettings(Settings):
 
 class GenEvalSettings(_RewardSettings):
     """Composition: are the objects of the prompt there, in number, colour and place? Trains on the continuous
-    score and reports the strict one beside it. A Mask2Former and a CLIP find the objects, as in GenEval, or a
-    palette in the miniature's world."""
+    or the unclamped score; reports have the strict and the continuous one. A Mask2Former and a CLIP find the
+    objects, as in GenEval, or a palette in the miniature's world."""
 
     name: Literal["geneval"]
     """Which reward this is."""
@@ -45,6 +45,9 @@ class GenEvalSettings(_RewardSettings):
     """Mask2Former: objects count from above this score."""
     counting_threshold: Share = 0.9
     """Mask2Former: the same for prompts with the tag counting."""
+    training_score: Literal["continuous", "unclamped"] = "continuous"
+    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as Flow-GRPO trains: five
+    objects where one is asked for cost more than two. Reports keep the continuous score."""
 
     @model_validator(mode="after")
     def _one_detector(self) -> GenEvalSettings:
