@@ -25,6 +25,7 @@ from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
@@ -38,13 +39,14 @@ from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
 from flow_opd.rollout.groups import GroupSampling
 from flow_opd.rollout.image_batches import SFTBatching
 from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
-from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores, RewardTable
+from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores
 
 WORDS = ("a", "red", "blue", "circle", "square", "sign", "that", "says")
 SHAPE, SIGN = "shapes", "signs"
@@ -234,21 +236,26 @@ class Tiny:
         if name == "sft":
             assert folder is not None
             return self.sft(folder / "samples", micro_batch_size, processes)
-        prompts = 2 if name == "grpo" else 8
+        prompts = 2 if name.startswith("grpo") else 8
         walks = self.walks(micro_batch_size=micro_batch_size, prompts=prompts, processes=processes)
         if name == "velocity-matching":
             objective = WeightedTerms(self.student, [(1.0, VelocityMatching())])
             return TinyImages(self.backbone, micro_batch_size), objective
-        if name == "grpo":
+        if name in ("grpo", "grpo-mix"):
+            mixed = name == "grpo-mix"
             return flow_grpo(
                 self.student,
                 self.policy(None),
                 self.backbone,
                 walks,
-                Redness(),
-                GroupSampling(group_size=4, steps_of_round=lambda index: range(2), updates_per_round=2),
+                MIXED if mixed else REDNESS,
+                GroupSampling(
+                    group_size=4,
+                    steps_of_round=lambda index: range(2),
+                    advantages=sum_of_the_advantages if mixed else advantages_of_the_sum,
+                    updates_per_round=2,
+                ),
                 clip_range=0.05,
-                advantage_clip=5.0,
                 kl_weight=0.05,
             )
         if name == "opd":
@@ -264,8 +271,8 @@ class Tiny:
         )
 
 
-ALGORITHMS = ("velocity-matching", "sft", "grpo", "opd", "opd-log-ratio")
-UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
+UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "grpo-mix": 2, "opd": 1, "opd-log-ratio": 1}
+ALGORITHMS = tuple(UPDATES_PER_ROUND)
 
 
 def tiny_trainer(
@@ -317,13 +324,27 @@ class TinyImages:
         yield [ImageBatch(x0[r], noise[r], sigma[r], conditioning.rows(list(r))) for r in map(list, rows)]
 
 
-class Redness:
-    """A reward anyone can check: mean red minus mean blue."""
+class Tint:
+    """A reward anyone can check: the mean of one channel minus that of another."""
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        values = images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
-        valid = torch.ones(len(prompts), dtype=torch.bool)
-        return RewardTable({"red": RewardScores("red", values, valid, (-1.0, 1.0))}, values, valid)
+    scale = (-1.0, 1.0)
+
+    def __init__(self, name: str, more: int, less: int) -> None:
+        self.name, self.more, self.less = name, more, less
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+        values = images[:, self.more].mean((1, 2)) - images[:, self.less].mean((1, 2))
+        return RewardScores(self.name, values, torch.ones(len(prompts), dtype=torch.bool), self.scale)
+
+
+REDNESS = TrainingRewards([TrainingReward(Tint("red", 0, 2))])
+MIXED = TrainingRewards(
+    [
+        TrainingReward(Tint("red", 0, 2), 1.0, (SHAPE,)),
+        TrainingReward(Tint("green", 1, 0), 0.5),
+        TrainingReward(Tint("blue", 2, 1), 2.0, (SIGN,)),
+    ]
+)
 
 
 @dataclass(frozen=True)

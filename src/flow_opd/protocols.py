@@ -152,10 +152,10 @@ class Term(Protocol):
 
 
 class Scorer(Protocol):
-    """Several rewards as one number per image."""
+    """The rewards of a run."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        """Returns all scores of images [B, 3, height, width] in [0, 1], and their weighted total."""
+        """Returns all scores of images [B, 3, height, width] in [0, 1], and the rewards' weights."""
         ...
 
 

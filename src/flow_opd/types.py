@@ -166,8 +166,7 @@ class RewardScores:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Scores of several rewards for the same images, and their weighted total."""
+    """Scores of the rewards of a run for the same images, and how much each reward counts."""
 
-    scores: Mapping[str, RewardScores]
-    total: Tensor  # [B], weighted sum
-    valid: Tensor  # [B], all rewards apply
+    scores: Mapping[str, RewardScores]  # every reward of the run, also where it judges none of the images
+    weights: Mapping[str, float]  # of the same rewards

@@ -18,7 +18,7 @@ from flow_opd.rollout.corrections import CorrectedRollouts
 from flow_opd.rollout.groups import GroupSampling
 from flow_opd.rollout.walk_batches import WalkBatches
 from flow_opd.training.trainer import LoopSettings, Trainer
-from tiny import Recorder, Redness, Tiny
+from tiny import REDNESS, Recorder, Tiny
 
 
 def names(objective: WeightedTerms) -> list[tuple[float, str]]:
@@ -38,10 +38,9 @@ def grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
         tiny.policy(None),
         tiny.backbone,
         tiny.walks(),
-        Redness(),
+        REDNESS,
         GroupSampling(group_size=2, steps_of_round=lambda index: range(2)),
         clip_range=0.1,
-        advantage_clip=5.0,
         kl_weight=kl_weight,
     )
     return objective

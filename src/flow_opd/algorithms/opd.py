@@ -48,9 +48,10 @@ def policy_gradient_opd(
         policies.backbone,
         walks,
         CORRECTIONS.get(correction),
+        advantage_clip=advantage_clip,
         updates_per_round=updates_per_round,
     )
-    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
     terms: list[tuple[float, Term]] = [(1.0, gradient)]
     if policies.anchor is not None:
         terms.append((1.0, VelocityGap([policies.anchor])))

@@ -98,8 +98,16 @@ class EvaluateSettings(Settings):
             Problem(("seeds", index), "a seed given twice", int(seed), "distinct seeds", "remove one of them")
             for index, seed in duplicates([str(seed) for seed in self.seeds])
         ]
-        refuse([*problems, *self._role_problems()])
+        refuse([*problems, *self._reward_problems(), *self._role_problems()])
         return self
+
+    def _reward_problems(self) -> list[Problem]:
+        what, allowed = "a setting that does nothing in an evaluation", "the default"
+        return [
+            Problem(("rewards", index, key), what, value, allowed, "remove it")
+            for index, reward in enumerate(self.rewards)
+            for key, value in reward.for_training().items()
+        ]
 
     def _role_problems(self) -> list[Problem]:
         if self.roles is None:

@@ -6,7 +6,7 @@ A row is one state of one trajectory. Everything here is arithmetic on settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
 from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import DAREMergeSettings, SVDMergeSettings, TIESMergeSettings
+from flow_opd.config.merge import DAREMergeSettings, MergeMethodSpec, SVDMergeSettings, TIESMergeSettings
 from flow_opd.config.plan import TrainingSettings
 from flow_opd.config.state_weights import weighted_states
 from flow_opd.config.teacher import TeacherSettings
@@ -73,7 +73,10 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     if settings.anchor is not None:
         asked = settings.anchor.share * (1 - _answered_by_teachers(settings, settings.anchor))
         work = replace(work, anchor=work.student * asked)
-    forms, notes = _distill_forms(settings, student, anchor)
+    named = {each.name: each.adapter for each in settings.teachers}
+    if settings.anchor is not None and settings.anchor.adapter is not None:
+        named[anchor] = settings.anchor.adapter
+    forms, notes = _forms(settings, named, student)
     return Job(
         settings=settings,
         forms=forms,
@@ -99,17 +102,17 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         reference=rows * trained / updates if reference else 0.0,
         decode=rows / updates,
     )
-    form = LoraForm.of(settings.lora)
+    forms, notes = _forms(settings, {}, student)
     return Job(
         settings=settings,
-        forms={student: form},
+        forms=forms,
         trajectories=rows,
         work=work,
         naive=work,
         decodes=True,
         pipelines=1 + reference,
         updates=settings.run.rounds * updates,
-        notes=(),
+        notes=notes,
     )
 
 
@@ -133,34 +136,46 @@ def _steps_with_density(sampling: common.SamplingSettings) -> int:
     return len(steps_with_density(schedule, DYNAMICS.get(sampling.dynamics)))
 
 
-def _distill_forms(
-    settings: DistillSettings, student: str, anchor: str
+def _forms(
+    settings: TrainingSettings, named: Mapping[str, str], student: str
 ) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
-    """Returns the form of each adapter, the student last, and what had to be assumed."""
-    named = {each.name: each.adapter for each in settings.teachers}
-    if settings.anchor is not None and settings.anchor.adapter is not None:
-        named[anchor] = settings.anchor.adapter
+    """Returns the form of each adapter in memory, the student last, and what had to be assumed.
+
+    Args:
+        settings: of the training.
+        named: name -> adapter of the others; the teachers of a distillation come first.
+        student: name of the student.
+    """
+    usual, unknown = LoraForm(), []
+
+    def form(adapter: str) -> LoraForm:
+        found = _form(adapter)
+        if found is None:
+            unknown.append(adapter)
+        return found or usual
+
+    found = {name: form(adapter) for name, adapter in named.items()}
     start = settings.cold_start
-    if start is not None and start.adapter is not None:
-        named[student] = start.adapter
-    forms = {name: _form(adapter) for name, adapter in named.items()}
-    usual = LoraForm()
-    unknown = [named[name] for name, form in forms.items() if form is None]
-    found = {name: form or usual for name, form in forms.items()}
     if start is None:
         found[student] = LoraForm.of(settings.lora or common.LoraSettings())
-    elif start.merge is not None:
-        ranks = [found[each.name].rank for each in settings.teachers]
-        method = start.merge
-        if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings):
-            rank = method.rank
-        else:
-            rank = max(ranks) if method.name == "factor-average" else sum(ranks)
-        found[student] = replace(found[settings.teachers[0].name], rank=rank, alpha=float(rank))
+    elif start.adapter is not None:
+        found[student] = form(start.adapter)
+    else:
+        teachers = settings.teachers if isinstance(settings, DistillSettings) else ()
+        merged = [form(each) for each in start.adapters or ()] or [found[each.name] for each in teachers]
+        assert start.merge is not None
+        rank = _rank_of_merge(start.merge, [each.rank for each in merged])
+        found[student] = replace(merged[0], rank=rank, alpha=float(rank))
     if not unknown:
         return found, ()
     note = f"not on this machine, taken to have rank {usual.rank}: {', '.join(dict.fromkeys(unknown))}"
     return found, (note,)
+
+
+def _rank_of_merge(method: MergeMethodSpec, ranks: Sequence[int]) -> int:
+    if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings):
+        return method.rank
+    return max(ranks) if method.name == "factor-average" else sum(ranks)
 
 
 def _form(adapter: str) -> LoraForm | None:

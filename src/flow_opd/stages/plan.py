@@ -43,7 +43,7 @@ from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
-from flow_opd.types import Prompt, RewardTable
+from flow_opd.types import Prompt, RewardScores, RewardTable
 
 SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
 
@@ -210,4 +210,5 @@ class _NoReward:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
         """Returns zeros."""
         rows = len(prompts)
-        return RewardTable({}, torch.zeros(rows), torch.ones(rows, dtype=torch.bool))
+        zeros = RewardScores("none", torch.zeros(rows), torch.ones(rows, dtype=torch.bool), (0.0, 0.0))
+        return RewardTable({"none": zeros}, {"none": 1.0})
