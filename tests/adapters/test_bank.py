@@ -12,6 +12,7 @@ from torch.utils.checkpoint import CheckpointError
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.errors import AdapterError
+from tiny import PROMPTS, Tiny
 
 
 def velocity(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -232,7 +233,7 @@ def test_deltas_are_what_the_layers_add(bank: AdapterBank, backbone: Any) -> Non
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     with bank.using("teacher"):
         added = layer(x) - layer.base_layer(x)
-    delta = bank.deltas("teacher")["transformer_blocks.0.attn.to_q"]
+    delta = bank.weights("teacher").delta("transformer_blocks.0.attn.to_q")
     assert delta.dtype == torch.float32
     torch.testing.assert_close(x @ delta.T, added, atol=1e-5, rtol=1e-4)
 
@@ -288,3 +289,33 @@ def test_second_bank_on_one_backbone_is_refused(bank: AdapterBank, backbone: Any
 def test_settings_are_checked(values: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match="Allowed"):
         LoraForm(**values)
+
+
+def test_rows_use_the_adapters_of_their_parts(tiny: Tiny) -> None:
+    inputs = tiny.backbone.encode_prompts(PROMPTS)
+    here = (torch.randn(4, *tiny.backbone.latent_shape), torch.full((4,), 0.6), inputs)
+    with torch.no_grad():
+        with tiny.bank.using_rows([("anchor", 1), (None, 2), ("teacher-signs", 1)]):
+            found = tiny.backbone.velocity(*here)
+        for row, name in enumerate(("anchor", None, None, "teacher-signs")):
+            with tiny.bank.using(name):
+                alone = tiny.backbone.velocity(here[0][[row]], here[1][[row]], inputs.rows([row]))
+            torch.testing.assert_close(found[[row]], alone, rtol=1e-4, atol=1e-5)
+    assert tiny.bank.active == "student"
+    with pytest.raises(AdapterError, match="Did you mean 'anchor'"), tiny.bank.using_rows([("anchr", 4)]):
+        pass
+
+
+def test_switching_visits_no_layer(tiny: Tiny) -> None:
+    """What it costs does not depend on how many layers and adapters there are."""
+
+    class Visited(dict):  # type: ignore[type-arg]
+        def _visit(self, *at: object) -> None:
+            raise AssertionError("a layer was visited")
+
+        __iter__ = __getitem__ = items = values = keys = _visit  # type: ignore[assignment]
+
+    tiny.bank._layers = Visited()
+    for name in (*tiny.bank.names, None):
+        with tiny.bank.using(name):
+            assert tiny.bank.active == name

@@ -285,11 +285,11 @@ def test_different_modules_or_shapes_are_refused() -> None:
 
 
 def test_merge_in_the_bank_moves_the_weights_by_the_mean(bank: AdapterBank) -> None:
-    merged, _ = merge([bank.weights("student"), bank.weights("teacher")], method="mean")
-    bank.put("merged", merged)
-    student, teacher = bank.deltas("student"), bank.deltas("teacher")
-    for module, delta in bank.deltas("merged").items():
-        torch.testing.assert_close(delta, (student[module] + teacher[module]) / 2, atol=1e-6, rtol=1e-5)
+    bank.put("merged", merge([bank.weights("student"), bank.weights("teacher")], method="mean")[0])
+    student, teacher, merged = (bank.weights(name) for name in ("student", "teacher", "merged"))
+    for module in merged.factors:
+        mean = (student.delta(module) + teacher.delta(module)) / 2
+        torch.testing.assert_close(merged.delta(module), mean, atol=1e-6, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)

@@ -143,3 +143,35 @@ def test_terms_add_up_with_their_weights_and_share_one_forward() -> None:
     assert len(calls) == 1
     WeightedTerms(Student(), [(1.0, one)])(replace(batch, velocity=velocity))
     assert len(calls) == 1  # the walk brings its velocity along
+
+
+def test_a_target_asked_at_a_share_has_the_same_mean_and_a_fraction_of_the_calls() -> None:
+    """Over all orders of five states, each is asked in two of five and counts 5 / 2."""
+    batch, velocity = transition_batch(), velocities().requires_grad_()
+    rows: list[int] = []
+
+    class Counted:
+        def velocity(self, latents: torch.Tensor, *rest: object) -> torch.Tensor:
+            rows.append(len(latents))
+            return TARGET.velocity(latents, *rest)  # type: ignore[arg-type]
+
+    def gradient(share: float, order: list[int]) -> torch.Tensor:
+        ranks = (torch.tensor(order) + 0.5) / ROWS
+        term = VelocityGap([Target("gap", Counted(), weight=0.3, share=share)])
+        (found,) = torch.autograd.grad(term(velocity, replace(batch, rank=ranks)).total, velocity)
+        return found
+
+    turns = [[(row + turn) % ROWS for row in range(ROWS)] for turn in range(ROWS)]
+    mean = torch.stack([gradient(2 / ROWS, turn) for turn in turns]).mean(0)
+    assert rows == [2] * ROWS
+    torch.testing.assert_close(mean, gradient(1.0, turns[0]), rtol=1e-5, atol=1e-7)
+
+
+def test_targets_add_up_with_their_weights() -> None:
+    batch, velocity = transition_batch(), velocities()
+    one, two = Target("one", GaussianFlow(0.0, 0.7)), Target("two", GaussianFlow(1.0, 0.7), weight=0.3)
+    both = VelocityGap([one, two])(velocity, batch)
+    expected = both.metrics["one"] + 0.3 * both.metrics["two"]
+    assert both.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    alone = VelocityGap([two])(velocity, batch)
+    assert alone.metrics["two"].item() == pytest.approx(both.metrics["two"].item(), rel=1e-6)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flow_opd.algorithms.opd import direct_opd
+from flow_opd.flow.weights import given_weights
 from flow_opd.objectives.velocity_gap import Target, VelocityGap
 from flow_opd.rollout.sampler import WalkNoise, rollout
 from flow_opd.rollout.walk import on_policy_walk
@@ -107,3 +112,56 @@ def test_the_walk_asks_for_one_forward_a_step(tiny: Tiny) -> None:
     assert calls == [4]
     assert len(list(steps)) == 3
     assert calls == [4] * 4
+
+
+def test_a_state_without_weight_is_walked_without_gradient_and_not_yielded(tiny: Tiny) -> None:
+    walks = replace(tiny.walks(num_steps=4), state_weights=given_weights((1.0, 0.0, 2.0, 0.0)))
+    (update,) = WalkBatches(tiny.student, tiny.backbone, walks).round(0)
+    batches = list(update)
+    whole = walk(tiny)
+    assert len(batches) == 2
+    for batch, same in zip(batches, (whole[0], whole[2]), strict=True):
+        assert torch.equal(batch.latents, same.latents)
+    assert [batch.weight.unique().item() for batch in batches if batch.weight is not None] == [1.0, 2.0]
+
+
+def test_an_update_can_be_gone_through_again(tiny: Tiny) -> None:
+    (update,) = WalkBatches(tiny.student, tiny.backbone, tiny.walks(num_steps=4)).round(0)
+    for one, other in zip(list(update), list(update), strict=True):
+        assert torch.equal(one.latents, other.latents)
+
+
+def test_the_random_order_of_states_is_one_for_each_step_whatever_the_micro_batch(tiny: Tiny) -> None:
+    def ranks(size: int) -> torch.Tensor:
+        (update,) = WalkBatches(tiny.student, tiny.backbone, tiny.walks(micro_batch_size=size)).round(0)
+        found = [batch.rank for batch in update if batch.rank is not None]
+        return torch.cat([torch.stack(found[at : at + 3]) for at in range(0, len(found), 3)], 1)  # [T, B]
+
+    whole = ranks(4)
+    assert torch.equal(whole, ranks(3))
+    for step in whole:
+        assert sorted(step.tolist()) == [0.125, 0.375, 0.625, 0.875]
+    assert len({tuple(step.tolist()) for step in whole}) > 1
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts how often a number of a tensor is asked for: each time, an accelerator would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_number_is_read_between_the_first_state_and_the_last_gradient(tiny: Tiny) -> None:
+    source, objective = direct_opd(
+        tiny.policies(anchor_share=0.5), tiny.walks(num_steps=4, micro_batch_size=3)
+    )
+    (update,) = source.round(0)
+    with NumbersRead() as read:
+        for batch in update:
+            objective(batch).total.backward()
+    assert read.count == 0

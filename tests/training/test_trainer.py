@@ -91,9 +91,8 @@ def test_one_step_by_hand(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0]))
 
     def objective(batch: Tensor) -> LossOutput:
-        return LossOutput(
-            (weight * batch).sum(), len(batch), {"loss": float((weight * batch).sum().detach())}
-        )
+        total = (weight * batch).sum()
+        return LossOutput(total, len(batch), {"loss": total.detach()})
 
     recorder = Recorder()
     trainer = Trainer(

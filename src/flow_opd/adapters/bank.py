@@ -141,9 +141,7 @@ class AdapterBank:
         Raises:
             AdapterError: if there is no such adapter.
         """
-        if name is not None:
-            self._check_known(name)
-        with self._routed(name, ((None if name is None else _key(name), None),)):
+        with self._routed(name, ((self._known_key(name), None),)):
             yield
 
     @contextmanager
@@ -157,11 +155,7 @@ class AdapterBank:
         Raises:
             AdapterError: if there is no such adapter.
         """
-        for name, _ in parts:
-            if name is not None:
-                self._check_known(name)
-        keys = tuple((None if name is None else _key(name), rows) for name, rows in parts)
-        with self._routed(self._active, keys):
+        with self._routed(self._active, tuple((self._known_key(name), rows) for name, rows in parts)):
             yield
 
     @contextmanager
@@ -223,11 +217,6 @@ class AdapterBank:
         }
         return LoraWeights(settings.rank, settings.alpha, factors, settings.target_modules)
 
-    def deltas(self, name: str) -> dict[str, Tensor]:
-        """Returns the weight change (alpha / rank) B A of each module, [out, in], float32, on the CPU."""
-        lora = self.weights(name)
-        return {module: lora.delta(module) for module in lora.factors}
-
     def _attach(self, name: str, settings: LoraForm, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Enters an adapter with checked factors into the PEFT model, and restores what was active."""
         config = LoraConfig(
@@ -258,6 +247,13 @@ class AdapterBank:
         for name in self._settings:
             for parameter in self.parameters(name).values():
                 parameter.requires_grad_(name == self._student)
+
+    def _known_key(self, name: str | None) -> str | None:
+        """Returns the name inside PEFT of an adapter that there is; None for the bare base."""
+        if name is None:
+            return None
+        self._check_known(name)
+        return _key(name)
 
     def _check_known(self, name: str) -> None:
         if name not in self._settings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.nn import functional
@@ -30,14 +28,13 @@ class RoutedLinear(Linear):  # type: ignore[misc]
 
     route: Route
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns W x + b + (alpha / rank) B A x with the A and B of each row.
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns W x + b + (alpha / rank) B A x, [M, ..., out], with the A and B of each row.
 
         Args:
-            x: [M, ..., in]; rows of several adapters must not need gradients.
-            args, kwargs: of the layer inside.
+            x: [M, ..., in]; where its rows use several adapters, no gradient may be asked for.
         """
-        result: Tensor = self.base_layer(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x)
         start = 0
         for name, rows in self.route.parts:
             stop = len(x) if rows is None else start + rows
