@@ -30,6 +30,7 @@ class TeacherReport:
 
     cosine: float | None  # between its delta and the merged one; None if either is zero
     norm_ratio: float | None  # |merged delta| / |its delta|; None if its delta is zero
+    missing: tuple[str, ...] = ()  # modules of the merge that it does not change; they count as zero
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,20 @@ def merge(
 ) -> tuple[LoraWeights, MergeReport]:
     """Returns one LoRA made of several, and the report.
 
-    Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so.
+    Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so. A
+    module that one of them does not change is one with a delta of zero there.
+
+    The delta does not depend on the alpha of the result, its training does. AdamW moves every entry of both
+    factors by about the learning rate, so the delta moves by lr alpha / rank (S_B A + B S_A), S the signs.
+    After a cut both factors have the size 1 / sqrt(alpha / rank): the delta moves by lr sqrt(alpha / rank).
 
     Args:
-        loras: K LoRAs with the same modules.
+        loras: K LoRAs whose common modules have the same shapes.
         weights: w_k, used as they are; None = 1 / K each. Method "mean" takes none, "weighted" needs them.
         method: a name of MERGE_METHODS.
         rank: of the result, for methods that cut ("svd", "ties", "dare"), or less if there is less to keep.
             The others have their own: the sum ("mean", "weighted"), the common one ("factor-average").
-        alpha: of the result; None = its rank. The delta does not depend on it.
+        alpha: of the result; None = twice its rank, as in the published adapters.
         options: of TIES and DARE.
 
     Raises:
@@ -91,7 +97,7 @@ def merge(
         AdapterError: if the LoRAs do not fit each other, or weights or rank do not fit the method.
     """
     chosen = MERGE_METHODS.get(method)
-    _check_modules(loras)
+    _shapes(loras)
     shares = _shares(chosen, method, weights, len(loras))
     if chosen.rank == "chosen" and (rank is None or rank < 1):
         raise AdapterError(
@@ -113,7 +119,11 @@ def merge(
                 fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
             )
         )
-    result = _to_lora(merged, result_rank, float(result_rank) if alpha is None else alpha, loras)
+    result = _to_lora(
+        merged,
+        LoraForm(result_rank, 2.0 * result_rank if alpha is None else alpha, _targets(loras)),
+        balanced=chosen.rank == "chosen",
+    )
     report = MergeReport(
         method=method,
         rank=result.rank,
@@ -137,8 +147,8 @@ def _combine(
     """Returns each module's merged delta, cut to the rank if the method wants that, and its report."""
     merged: dict[str, LowRank] = {}
     modules: dict[str, ModuleReport] = {}
-    for module in sorted(loras[0].factors):
-        parts = [LowRank.of(lora, module) for lora in loras]
+    for module in sorted(_shapes(loras)):
+        parts = _parts(loras, module)
         whole = chosen.combine(parts, shares, options, _generator(options.seed, module))
         if chosen.rank == "own":
             assert isinstance(whole, LowRank)
@@ -151,31 +161,48 @@ def _combine(
     return merged, modules
 
 
-def _check_modules(loras: Sequence[LoraWeights]) -> None:
-    """Raises AdapterError unless all LoRAs change the same modules of the same shapes."""
+def _shapes(loras: Sequence[LoraWeights]) -> dict[str, tuple[int, int]]:
+    """Returns each module that any of the LoRAs changes with its shape, (out, in).
+
+    Raises:
+        AdapterError: if there is no LoRA, or two give one module different shapes.
+    """
     if not loras:
         raise AdapterError(
             explain("nothing to merge", value=0, allowed="one LoRA or more", fix="name the adapters")
         )
-    shapes = [
-        {module: (up.shape[0], down.shape[1]) for module, (down, up) in lora.factors.items()}
+    shapes: dict[str, tuple[int, int]] = {}
+    for index, lora in enumerate(loras, start=1):
+        for module, (down, up) in lora.factors.items():
+            shape = (up.shape[0], down.shape[1])
+            if shapes.setdefault(module, shape) != shape:
+                raise AdapterError(
+                    explain(
+                        f"LoRA number {index} has another shape of {module} than one before it",
+                        value=shape,
+                        allowed=shapes[module],
+                        fix="merge adapters of one base",
+                    )
+                )
+    return shapes
+
+
+def _parts(loras: Sequence[LoraWeights], module: str) -> list[LowRank]:
+    """Returns the K deltas of a module, zero of the LoRA's own rank where it does not change the module."""
+    known = next(lora.factors[module] for lora in loras if module in lora.factors)
+    return [
+        LowRank.of(lora, module)
+        if module in lora.factors
+        else LowRank(
+            torch.zeros(known[1].shape[0], lora.rank, dtype=torch.float64),
+            torch.zeros(lora.rank, known[0].shape[1], dtype=torch.float64),
+        )
         for lora in loras
     ]
-    for index, other in enumerate(shapes[1:], start=1):
-        if other != shapes[0]:
-            differing = sorted(
-                module
-                for module in other.keys() | shapes[0].keys()
-                if other.get(module) != shapes[0].get(module)
-            )
-            raise AdapterError(
-                explain(
-                    f"LoRA number {index + 1} changes other modules or shapes than the first",
-                    value=differing[:5],
-                    allowed="the same modules with the same shapes",
-                    fix="merge adapters of one base that were trained with the same target modules",
-                )
-            )
+
+
+def _targets(loras: Sequence[LoraWeights]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(target for lora in loras for target in lora.target_modules))
 
 
 def _shares(
@@ -241,34 +268,41 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 1.0
 
 
-def _to_lora(
-    merged: Mapping[str, LowRank], rank: int, alpha: float, loras: Sequence[LoraWeights]
-) -> LoraWeights:
-    """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros."""
-    targets = dict.fromkeys(target for lora in loras for target in lora.target_modules)
-    settings = LoraForm(rank, alpha, tuple(targets))
+def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -> LoraWeights:
+    """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros.
+
+    Args:
+        merged: module -> delta.
+        form: rank, alpha and targets of the result.
+        balanced: divides both factors by the root of alpha / rank, which keeps factors of equal size equal;
+            else B alone by all of it, which keeps A.
+    """
+    scale_down = math.sqrt(form.scale) if balanced else 1.0
     factors = {}
     for module, delta in merged.items():
-        up = torch.zeros(delta.up.shape[0], rank)
-        down = torch.zeros(rank, delta.down.shape[1])
-        up[:, : delta.rank] = delta.up / settings.scale
-        down[: delta.rank] = delta.down
+        up = torch.zeros(delta.up.shape[0], form.rank)
+        down = torch.zeros(form.rank, delta.down.shape[1])
+        up[:, : delta.rank] = delta.up / (form.scale / scale_down)
+        down[: delta.rank] = delta.down / scale_down
         factors[module] = (down, up)
-    return LoraWeights(rank, alpha, factors, settings.target_modules)
+    return LoraWeights(form.rank, form.alpha, factors, form.target_modules)
 
 
 def _compare(lora: LoraWeights, merged: Mapping[str, LowRank]) -> TeacherReport:
     """Returns cosine and norm ratio of a teacher's delta and the merged one, over all modules together."""
     own = product = other = 0.0
     for module, delta in merged.items():
-        part = LowRank.of(lora, module)
-        own += part.inner(part)
-        product += part.inner(delta)
         other += delta.inner(delta)
+        if module in lora.factors:
+            part = LowRank.of(lora, module)
+            own += part.inner(part)
+            product += part.inner(delta)
+    missing = tuple(sorted(merged.keys() - lora.factors.keys()))
     if own <= 0:
-        return TeacherReport(None, None)
+        return TeacherReport(None, None, missing)
     other = max(other, 0.0)
-    return TeacherReport(product / math.sqrt(own * other) if other > 0 else None, math.sqrt(other / own))
+    cosine = product / math.sqrt(own * other) if other > 0 else None
+    return TeacherReport(cosine, math.sqrt(other / own), missing)
 
 
 def _notes(loras: Sequence[LoraWeights], asked: int | None, rank: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import DAREMergeSettings, SVDMergeSettings, TIESMergeSettings
+from flow_opd.config.merge import CutMergeSettings
 from flow_opd.config.plan import TrainingSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import DYNAMICS
@@ -137,11 +137,15 @@ def _distill_forms(
     elif start.merge is not None:
         ranks = [found[each.name].rank for each in settings.teachers]
         method = start.merge
-        if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings):
-            rank = method.rank
+        alpha = None
+        if isinstance(method, CutMergeSettings):
+            rank, alpha = method.rank, method.alpha
         else:
             rank = max(ranks) if method.name == "factor-average" else sum(ranks)
-        found[student] = replace(found[settings.teachers[0].name], rank=rank, alpha=float(rank))
+        targets = dict.fromkeys(
+            target for each in settings.teachers for target in found[each.name].target_modules
+        )
+        found[student] = LoraForm(rank, alpha or 2.0 * rank, tuple(targets))
     if not unknown:
         return found, ()
     note = f"not on this machine, taken to have rank {usual.rank}: {', '.join(dict.fromkeys(unknown))}"
