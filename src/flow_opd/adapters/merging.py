@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,57 +12,8 @@ from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
+from flow_opd.adapters.merge_report import MergeReport, ModuleReport, compare, kept_energy, share
 from flow_opd.errors import AdapterError, explain
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """What cutting to the rank did to one module; energy = squared Frobenius norm of a delta."""
-
-    energy: float  # of the method's delta before the cut
-    kept_energy: float  # share in [0, 1]; 1 if there was none to lose
-
-
-@dataclass(frozen=True)
-class TeacherReport:
-    """How much of one teacher's delta, over all modules, is in the merge."""
-
-    cosine: float | None  # between its delta and the merged one; None if either is zero
-    norm_ratio: float | None  # |merged delta| / |its delta|; None if its delta is zero
-    missing: tuple[str, ...] = ()  # modules of the merge that it does not change; they count as zero
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did."""
-
-    method: str
-    rank: int
-    alpha: float
-    weights: tuple[float, ...]  # K
-    kept_energy: float  # over all modules, share in [0, 1]
-    modules: Mapping[str, ModuleReport]
-    teachers: tuple[TeacherReport, ...]  # K, in the order given
-    notes: tuple[str, ...]
-
-    @property
-    def lost_energy(self) -> float:
-        """The share of the energy that the cut to the rank lost, in [0, 1]."""
-        return 1.0 - self.kept_energy
-
-    @property
-    def layers(self) -> dict[str, ModuleReport]:
-        """What the cut did to each layer of the transformer, such as "transformer_blocks.3", in order."""
-        grouped: dict[str, list[ModuleReport]] = {}
-        for module, report in self.modules.items():
-            grouped.setdefault(_layer_of(module), []).append(report)
-        ordered = sorted(
-            grouped, key=lambda name: [int(part) if part.isdigit() else part for part in name.split(".")]
-        )
-        return {
-            name: ModuleReport(sum(each.energy for each in grouped[name]), _kept(grouped[name]))
-            for name in ordered
-        }
 
 
 def merge(
@@ -77,11 +27,7 @@ def merge(
     """Returns one LoRA made of several, and the report.
 
     Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so. A
-    module that one of them does not change is one with a delta of zero there.
-
-    The delta does not depend on the alpha of the result, its training does. AdamW moves every entry of both
-    factors by about the learning rate, so the delta moves by lr alpha / rank (S_B A + B S_A), S the signs.
-    After a cut both factors have the size 1 / sqrt(alpha / rank): the delta moves by lr sqrt(alpha / rank).
+    module that one of them does not change has a delta of zero there.
 
     Args:
         loras: K LoRAs whose common modules have the same shapes.
@@ -89,7 +35,8 @@ def merge(
         method: a name of MERGE_METHODS.
         rank: of the result, for methods that cut ("svd", "ties", "dare"), or less if there is less to keep.
             The others have their own: the sum ("mean", "weighted"), the common one ("factor-average").
-        alpha: of the result; None = twice its rank, as in the published adapters.
+        alpha: of the result, whose delta does not depend on it but whose training does (`_to_lora`); None =
+            twice its rank, as in the published adapters.
         options: of TIES and DARE.
 
     Raises:
@@ -100,14 +47,8 @@ def merge(
     _shapes(loras)
     shares = _shares(chosen, method, weights, len(loras))
     if chosen.rank == "chosen" and (rank is None or rank < 1):
-        raise AdapterError(
-            explain(
-                f"rank of merge method {method!r}",
-                value=rank,
-                allowed="1 and above",
-                fix="say which rank to keep",
-            )
-        )
+        what, fix = f"rank of merge method {method!r}", "say which rank to keep"
+        raise AdapterError(explain(what, value=rank, allowed="1 and above", fix=fix))
     merged, modules = _combine(loras, shares, chosen, rank, options or MergeOptions())
     result_rank = max(delta.rank for delta in merged.values())
     if chosen.rank == "own" and rank not in (None, result_rank):
@@ -129,9 +70,9 @@ def merge(
         rank=result.rank,
         alpha=result.alpha,
         weights=shares,
-        kept_energy=_kept(modules.values()),
+        kept_energy=kept_energy(modules.values()),
         modules=modules,
-        teachers=tuple(_compare(lora, merged) for lora in loras),
+        teachers=tuple(compare(lora, merged) for lora in loras),
         notes=_notes(loras, rank, result_rank),
     )
     return result, report
@@ -157,7 +98,7 @@ def _combine(
             assert rank is not None
             cut = whole.truncated(rank) if isinstance(whole, LowRank) else nearest_to(whole, rank)
             merged[module], kept, lost = cut
-        modules[module] = ModuleReport(kept + lost, _share(kept, kept + lost))
+        modules[module] = ModuleReport(kept + lost, share(kept, kept + lost))
     return merged, modules
 
 
@@ -251,25 +192,12 @@ def _generator(seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _layer_of(module: str) -> str:
-    """Returns the name of a module up to its first number, or its first part."""
-    parts = module.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
-    return ".".join(parts[: number + 1])
-
-
-def _kept(modules: Collection[ModuleReport]) -> float:
-    """Returns the share of the energy of all these modules together that was kept."""
-    kept = sum(report.energy * report.kept_energy for report in modules)
-    return _share(kept, sum(report.energy for report in modules))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 1.0
-
-
 def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -> LoraWeights:
     """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros.
+
+    AdamW moves every entry of both factors by about the learning rate, so the delta moves by
+    lr alpha / rank (S_B A + B S_A), S the signs of the steps. Balanced factors have the size
+    1 / sqrt(alpha / rank), so the delta moves by lr sqrt(alpha / rank).
 
     Args:
         merged: module -> delta.
@@ -286,23 +214,6 @@ def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -
         down[: delta.rank] = delta.down / scale_down
         factors[module] = (down, up)
     return LoraWeights(form.rank, form.alpha, factors, form.target_modules)
-
-
-def _compare(lora: LoraWeights, merged: Mapping[str, LowRank]) -> TeacherReport:
-    """Returns cosine and norm ratio of a teacher's delta and the merged one, over all modules together."""
-    own = product = other = 0.0
-    for module, delta in merged.items():
-        other += delta.inner(delta)
-        if module in lora.factors:
-            part = LowRank.of(lora, module)
-            own += part.inner(part)
-            product += part.inner(delta)
-    missing = tuple(sorted(merged.keys() - lora.factors.keys()))
-    if own <= 0:
-        return TeacherReport(None, None, missing)
-    other = max(other, 0.0)
-    cosine = product / math.sqrt(own * other) if other > 0 else None
-    return TeacherReport(cosine, math.sqrt(other / own), missing)
 
 
 def _notes(loras: Sequence[LoraWeights], asked: int | None, rank: int) -> tuple[str, ...]:

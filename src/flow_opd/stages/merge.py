@@ -12,7 +12,8 @@ from rich.table import Table
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
-from flow_opd.adapters.merging import MergeReport, merge
+from flow_opd.adapters.merge_report import MergeReport
+from flow_opd.adapters.merging import merge
 from flow_opd.assembly.adapters import load_lora
 from flow_opd.assembly.training import ADAPTER, open_run, record
 from flow_opd.config.merge import (
