@@ -96,7 +96,7 @@ def test_the_log_ratio_of_cps() -> None:
     for level in (0.7, 0.8):
         for step in range(9):
             at = sigmas[step].view(1), sigmas[step + 1].view(1), torch.tensor([level])
-            old, new = (cps_step(x, v, *at) for v in (behaviour, behaviour + 0.1 * change))
+            old, new = (cps_step(x, v, *at) for v in (behaviour, behaviour + 5 * change))
             reached = old.mean + old.std * noise
             our = log_prob_mean(new, reached) - log_prob_mean(old, reached)
             their = ((reached - old.mean) ** 2 - (reached - new.mean) ** 2).mean()
