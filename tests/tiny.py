@@ -25,25 +25,28 @@ from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.objectives.velocity_gap import Target
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Policy
-from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.policies.routed import RoutedTeachers, Teacher
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
 from flow_opd.rollout.groups import GroupSampling
 from flow_opd.rollout.image_batches import SFTBatching
 from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
-from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores, RewardTable
+from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores
 
 WORDS = ("a", "red", "blue", "circle", "square", "sign", "that", "says")
 SHAPE, SIGN = "shapes", "signs"
@@ -159,11 +162,15 @@ class Tiny:
         return self.bank.parameters("student")
 
     def teachers(self) -> RoutedTeachers:
-        fields = {"shapes": self.policy("teacher-shapes"), "signs": self.policy("teacher-signs", 2.0)}
-        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}), lockstep=self.lockstep)
+        fields = {
+            "shapes": Teacher(self.policy("teacher-shapes")),
+            "signs": Teacher(self.policy("teacher-signs", 2.0)),
+        }
+        return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}))
 
-    def cast(self, anchor_weight: float = 0.1) -> OPDPolicies:
-        return OPDPolicies(self.backbone, self.student, self.teachers(), self.policy("anchor"), anchor_weight)
+    def policies(self, anchor_weight: float = 0.1, anchor_share: float = 1.0) -> OPDPolicies:
+        anchor = Target("anchor_gap", self.policy("anchor"), anchor_weight, anchor_share)
+        return OPDPolicies(self.backbone, self.student, self.teachers(), anchor)
 
     def walks(
         self,
@@ -181,6 +188,7 @@ class Tiny:
             encoder=self.backbone,
             prompts_of_round=lambda index: [PROMPTS[(index + i) % len(PROMPTS)] for i in range(prompts)],
             seeder=lambda index, row: generator(seed, "walk", index, row),
+            rank_seeder=lambda index, step: generator(seed, "ranks", index, step),
             schedule=make_schedule(
                 self.backbone.sigmas(num_steps), noise_level=0.7, stochastic_steps=(first, stop)
             ),
@@ -228,28 +236,33 @@ class Tiny:
         if name == "sft":
             assert folder is not None
             return self.sft(folder / "samples", micro_batch_size, processes)
-        prompts = 2 if name == "grpo" else 8
+        prompts = 2 if name.startswith("grpo") else 8
         walks = self.walks(micro_batch_size=micro_batch_size, prompts=prompts, processes=processes)
         if name == "velocity-matching":
             objective = WeightedTerms(self.student, [(1.0, VelocityMatching())])
             return TinyImages(self.backbone, micro_batch_size), objective
-        if name == "grpo":
+        if name in ("grpo", "grpo-mix"):
+            mixed = name == "grpo-mix"
             return flow_grpo(
                 self.student,
                 self.policy(None),
                 self.backbone,
                 walks,
-                Redness(),
-                GroupSampling(group_size=4, steps_of_round=lambda index: range(2), updates_per_round=2),
+                MIXED if mixed else REDNESS,
+                GroupSampling(
+                    group_size=4,
+                    steps_of_round=lambda index: range(2),
+                    advantages=sum_of_the_advantages if mixed else advantages_of_the_sum,
+                    updates_per_round=2,
+                ),
                 clip_range=0.05,
-                advantage_clip=5.0,
                 kl_weight=0.05,
             )
         if name == "opd":
-            return direct_opd(self.cast(), walks)
+            return direct_opd(self.policies(), walks)
         assert name == "opd-log-ratio", name
         return policy_gradient_opd(
-            self.cast(),
+            self.policies(),
             walks,
             correction="sampled-log-ratio",
             updates_per_round=1,
@@ -258,8 +271,8 @@ class Tiny:
         )
 
 
-ALGORITHMS = ("velocity-matching", "sft", "grpo", "opd", "opd-log-ratio")
-UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "opd": 1, "opd-log-ratio": 1}
+UPDATES_PER_ROUND = {"velocity-matching": 1, "sft": 1, "grpo": 2, "grpo-mix": 2, "opd": 1, "opd-log-ratio": 1}
+ALGORITHMS = tuple(UPDATES_PER_ROUND)
 
 
 def tiny_trainer(
@@ -301,23 +314,37 @@ class TinyImages:
     micro_batch_size: int
     readings: Mapping[str, float] = field(default_factory=dict)
 
-    def round(self, index: int) -> Iterator[Iterator[ImageBatch]]:
+    def round(self, index: int) -> Iterator[list[ImageBatch]]:
         draw = generator(0, "images", index)
         shape = (8, *self.backbone.latent_shape)
         x0, noise = torch.randn(shape, generator=draw) * 0.5 + 0.3, torch.randn(shape, generator=draw)
         sigma = torch.rand(8, generator=draw)
         conditioning = self.backbone.encode_prompts([PROMPTS[i % len(PROMPTS)] for i in range(8)])
         rows = [range(s, min(8, s + self.micro_batch_size)) for s in range(0, 8, self.micro_batch_size)]
-        yield (ImageBatch(x0[r], noise[r], sigma[r], conditioning.rows(list(r))) for r in map(list, rows))
+        yield [ImageBatch(x0[r], noise[r], sigma[r], conditioning.rows(list(r))) for r in map(list, rows)]
 
 
-class Redness:
-    """A reward anyone can check: mean red minus mean blue."""
+class Tint:
+    """A reward anyone can check: the mean of one channel minus that of another."""
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        values = images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
-        valid = torch.ones(len(prompts), dtype=torch.bool)
-        return RewardTable({"red": RewardScores("red", values, valid, (-1.0, 1.0))}, values, valid)
+    scale = (-1.0, 1.0)
+
+    def __init__(self, name: str, more: int, less: int) -> None:
+        self.name, self.more, self.less = name, more, less
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+        values = images[:, self.more].mean((1, 2)) - images[:, self.less].mean((1, 2))
+        return RewardScores(self.name, values, torch.ones(len(prompts), dtype=torch.bool), self.scale)
+
+
+REDNESS = TrainingRewards([TrainingReward(Tint("red", 0, 2))])
+MIXED = TrainingRewards(
+    [
+        TrainingReward(Tint("red", 0, 2), 1.0, (SHAPE,)),
+        TrainingReward(Tint("green", 1, 0), 0.5),
+        TrainingReward(Tint("blue", 2, 1), 2.0, (SIGN,)),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -328,7 +355,7 @@ class GivenBatches:
     readings: Mapping[str, float] = field(default_factory=dict)
 
     def round(self, index: int) -> Iterator[Iterable[Any]]:
-        yield iter(self.batches)
+        yield self.batches
 
 
 class Recorder:
@@ -382,6 +409,7 @@ class PlainPrompts:
     """The border of a base for fields that read no prompt."""
 
     latent_shape = (2, 2, 2)
+    device = torch.device("cpu")
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
         return unconditional(len(prompts), tuple(prompt.task for prompt in prompts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from flow_opd.types import (
@@ -45,6 +46,7 @@ class Backbone(VelocityField, PromptEncoder, Protocol):
     """A pretrained text-to-image model behind the border: latents, sigmas and velocities only."""
 
     latent_shape: tuple[int, int, int]  # C, H, W
+    device: torch.device  # where the networks compute, and latents belong
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Returns x0, [B, C, H, W], of images [B, 3, height, width] in [0, 1]."""
@@ -94,7 +96,7 @@ class Router(Protocol):
     teachers: tuple[str, ...]  # K
 
     def weights(self, conditioning: Conditioning) -> Tensor:
-        """Returns alpha, [M, K], rows summing to 1."""
+        """Returns alpha, [M, K], rows summing to 1, on the CPU."""
         ...
 
 
@@ -125,7 +127,8 @@ class BatchSource(Protocol):
     def round(self, index: int) -> Iterator[Iterable[Any]]:
         """Yields the updates of round `index`, each an iterable of micro-batches.
 
-        Everything random is drawn from (seed, index): a resumed run sees the same batches.
+        Everything random is drawn from (seed, index): a resumed run sees the same batches, and so does who
+        goes through an update again while the weights are the same.
         """
         ...
 
@@ -149,10 +152,10 @@ class Term(Protocol):
 
 
 class Scorer(Protocol):
-    """Several rewards as one number per image."""
+    """The rewards of a run."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        """Returns all scores of images [B, 3, height, width] in [0, 1], and their weighted total."""
+        """Returns all scores of images [B, 3, height, width] in [0, 1], and the rewards' weights."""
         ...
 
 

@@ -34,11 +34,25 @@ class Conditioning:
         return self.embeds.shape[0]
 
     def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
-        """Returns the rows at `index`, [N], in that order; an index may occur several times."""
-        where = torch.as_tensor(index, dtype=torch.long, device=self.embeds.device)
+        """Returns the rows at `index`, [N], on the CPU, in that order; an index may occur several times."""
+        chosen = torch.as_tensor(index, dtype=torch.long)
+        where = chosen.to(self.embeds.device)
         return Conditioning(
-            self.embeds[where], self.pooled[where], tuple(self.tasks[i] for i in where.tolist())
+            self.embeds[where], self.pooled[where], tuple(self.tasks[i] for i in chosen.tolist())
         )
+
+    def repeated(self, count: int) -> Conditioning:
+        """Returns the one row `count` times, without copying it."""
+        assert len(self) == 1, len(self)
+        return Conditioning(
+            self.embeds.expand(count, *self.embeds.shape[1:]),
+            self.pooled.expand(count, *self.pooled.shape[1:]),
+            self.tasks * count,
+        )
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """Returns the conditioning with its tensors on `device`."""
+        return Conditioning(self.embeds.to(device), self.pooled.to(device), self.tasks)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -52,13 +66,18 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise levels that a trajectory visits, and how much noise each step adds."""
+    """The noise levels that a trajectory visits, and how much noise each step adds; always on the CPU."""
 
     sigmas: Tensor  # [T + 1], descending, 1 = noise, ends in 0
     noise_levels: Tensor  # [T], a of each step; 0 = deterministic step
 
     def __len__(self) -> int:
         return self.noise_levels.shape[0]
+
+    def step(self, index: int) -> tuple[float, float, float]:
+        """Returns sigma, sigma_next and the noise level of step `index`."""
+        sigma, sigma_next = self.sigmas[index : index + 2].tolist()
+        return sigma, sigma_next, self.noise_levels.tolist()[index]
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,8 @@ class TransitionBatch:
     sigma_next: Tensor  # [M]
     noise_level: Tensor  # [M]
     conditioning: Conditioning  # M rows
+    weight: Tensor | None = None  # [M], what a squared velocity gap counts at this state
+    rank: Tensor | None = None  # [M], in (0, 1): place of the state in a random order of its step's states
     velocity: Tensor | None = None  # [M, C, H, W], the student's with its graph, from the fused walk
     next_latents: Tensor | None = None  # [M, C, H, W], the sampled successor
     behaviour_log_prob: Tensor | None = None  # [M], mean over latent dimensions
@@ -129,7 +150,7 @@ class LossOutput:
 
     total: Tensor  # scalar with graph, summed over rows
     count: int  # rows
-    metrics: Mapping[str, float] = field(default_factory=dict)  # sums over the same rows
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # scalars without graph, sums over the rows
 
 
 @dataclass(frozen=True)
@@ -145,8 +166,7 @@ class RewardScores:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Scores of several rewards for the same images, and their weighted total."""
+    """Scores of the rewards of a run for the same images, and how much each reward counts."""
 
-    scores: Mapping[str, RewardScores]
-    total: Tensor  # [B], weighted sum
-    valid: Tensor  # [B], all rewards apply
+    scores: Mapping[str, RewardScores]  # every reward of the run, also where it judges none of the images
+    weights: Mapping[str, float]  # of the same rewards

@@ -32,14 +32,13 @@ class CountedRows:
 
 
 def distilled(tiny: Tiny, folder: Path, *, student_scale: float, rounds: int) -> None:
-    cast = OPDPolicies(
+    policies = OPDPolicies(
         tiny.backbone,
         tiny.policy("student", student_scale),
         tiny.policy("teacher-shapes", SCALE),
         anchor=None,
-        anchor_weight=0.0,
     )
-    source, objective = direct_opd(cast, tiny.walks(num_steps=4, prompts=8))
+    source, objective = direct_opd(policies, tiny.walks(num_steps=4, prompts=8))
     Trainer(
         parameters=tiny.parameters,
         source=source,

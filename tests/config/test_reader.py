@@ -80,7 +80,10 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     [
         (("  - name: ocr", "  - name: orc"), ("'rewards.0.name' in", ":8: 'orc'", "Did you mean 'ocr'?")),
         (("  - name: ocr", "  - weight: 1"), ("missing key 'name' in", ":8")),
-        (("  - name: ocr", "  - {name: deqa, path: p, alphabet: a}"), ("'alphabet'", "weight, name, path")),
+        (
+            ("  - name: ocr", "  - {name: deqa, path: p, alphabet: a}"),
+            ("'alphabet'", "weight, tasks, name, path"),
+        ),
         (("  - name: ocr", "  - name: deqa"), ("missing key 'path' in", ":8 (section rewards.0)")),
         (("run: {out: runs/t, rounds: 5}", ""), ("missing key 'run' in", "add 'run'")),
         (("  max_sequence_length: 0", "  max_sequence_length: -1"), (":4: -1", "greater than or equal to 0")),

@@ -25,6 +25,7 @@ PARTS = {"sd35m-base.yaml"}  # only ever extended
 MODELS: dict[str, type[Settings]] = {
     "flux1dev-opd.yaml": DistillSettings,
     "sd35m-evaluate.yaml": EvaluateSettings,
+    "sd35m-grpo-mix.yaml": TeacherSettings,
     "sd35m-merge.yaml": MergeSettings,
     "sd35m-opd.yaml": DistillSettings,
     "sd35m-opd-24gb.yaml": DistillSettings,

@@ -21,6 +21,7 @@ from flow_opd.config.schema import alternatives
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
+from flow_opd.flow.advantages import NORMALIZATIONS
 from flow_opd.flow.dynamics import DYNAMICS
 
 BASE = {"path": "asset:base", "max_sequence_length": 0}
@@ -90,6 +91,8 @@ def merge_words(annotation: Any) -> Iterator[str]:
 def test_words_agree_with_the_registries() -> None:
     assert sorted(merge_words(MergeSettings.model_fields["method"].annotation)) == MERGE_METHODS.names()
     assert sorted(SamplingSettings.model_fields["dynamics"].annotation.__args__) == DYNAMICS.names()  # type: ignore[union-attr]
+    words = TeacherSettings.model_fields["reward_normalization"].annotation.__args__  # type: ignore[union-attr]
+    assert sorted(words) == NORMALIZATIONS.names()
 
 
 def test_distillation_reads() -> None:
@@ -127,7 +130,10 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         (["anchor.weight=0.1"], "an anchor needs one source"),
         (["anchor={teacher: writer, adapter: x}"], "an anchor needs one source"),
         (["cold_start={merge: mean, adapter: x}"], "a cold start needs one source"),
-        (["cold_start.merge=weighted"], "teachers have no weights"),
+        (["cold_start.merge=weighted"], "adapters of a cold start have no weights"),
+        (["cold_start={adapter: x, adapters: [a, b]}"], "adapters that nothing merges"),
+        (["cold_start={merge: mean, adapters: [a]}"], "at least 2 items"),
+        (["cold_start.adapter=x", "lora.rank=4"], "settings that would do nothing in"),
         (["cold_start.merge=svd"], "missing key 'rank'"),
         (["objective=sampled-log-ratio", "sampling.dynamics=ode"], "needs noisy steps"),
         (["task_shares={text: 1}"], "shares that do not match the teachers' tasks"),
@@ -205,6 +211,11 @@ def test_several_contradictions_come_at_once() -> None:
         ),
         (["rewards=[{name: ocr}, {name: ocr, weight: 2}]"], "a reward given twice"),
         (["rewards.0.weight=0"], "greater than 0"),
+        (["rewards.0.tasks=[]"], "at least 1 item"),
+        (["rewards.0.tasks=[text]", "task_shares={txt: 1}"], "do not match the rewards' tasks"),
+        (["rewards.0.tasks=[a, b]", "groups_per_round=1"], "a round that cannot hold every task"),
+        (["cold_start.merge=mean"], "a merge of nothing"),
+        (["cold_start.adapter=x", "lora.rank=4"], "settings that would do nothing in"),
         (["rewards.0={name: geneval}"], "no detector"),
         (["rewards.0={name: geneval, palette: p, detector: d, colors: c}"], "a palette beside a Mask2Former"),
         (["rewards.0={name: geneval, detector: d}"], "a Mask2Former without a CLIP for colours"),
@@ -251,6 +262,12 @@ def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: 
         (["domains.text.seeds=[0, 0]"], "a seed given twice in --set domains.text.seeds"),
         (["rewards.1={name: ocr}"], "a reward given twice"),
         (["rows={}"], "at least 1 item"),
+        (["rewards.0.weight=2"], "does nothing in an evaluation in --set rewards.0.weight: 2"),
+        (
+            ["rewards.0={name: geneval, palette: p, training_score: unclamped}"],
+            "does nothing in an evaluation",
+        ),
+        (["rewards.1.tasks=[quality]"], "does nothing in an evaluation in --set rewards.1.tasks"),
     ],
 )
 def test_contradictions_in_an_evaluation(overrides: list[str], part: str) -> None:

@@ -167,13 +167,9 @@ def test_cps_keeps_the_noise_of_its_grid() -> None:
         assert step.std[0, 0, 0, 0].item() == pytest.approx(after * math.sin(0.3 * math.pi), rel=1e-6)
 
 
-def test_noise_levels_that_mean_nothing_are_refused() -> None:
-    x = torch.zeros(1, 1, 1, 1)
+def test_a_negative_noise_level_is_refused_by_the_schedule() -> None:
     with pytest.raises(ValueError, match="negative"):
-        sde_step(x, x, rows(0.5), rows(0.4), rows(-0.1))
-    for noise_level in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-            cps_step(x, x, rows(0.5), rows(0.4), rows(noise_level))
+        make_schedule(torch.tensor([1.0, 0.5, 0.0]), noise_level=-0.1, stochastic_steps=(0, 1))
 
 
 def test_a_typo_in_the_dynamics_names_the_nearest() -> None:

@@ -6,7 +6,8 @@ form w |v_student - v_teacher|^2 over 131,072 trajectories, written out here wit
 | estimator, 36,864 trajectories each | cosine with the reference | norm / its norm |
 |-------------------------------------|---------------------------|-----------------|
 | direct KL, fused walk               |  1.000                    | 0.999           |
-| PPO, sampled log-ratio              |  1.000                    | 0.994           |
+| PPO, sampled log-ratio              |  1.000                    | 0.999           |
+| the same, clipped at 1 deviation    |  1.000                    | 0.684           |
 | PPO, detached state KL              | -0.412                    | 0.012           |
 
 (`pytest -s` prints the table.)
@@ -14,6 +15,7 @@ form w |v_student - v_teacher|^2 over 131,072 trajectories, written out here wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -22,11 +24,13 @@ from torch import Tensor
 
 from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.flow.dynamics import sde_step
+from flow_opd.flow.gaussian import transition_kl
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.rollout.corrections import clip_advantages, sampled_log_ratio
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
-from flow_opd.types import Prompt
+from flow_opd.types import Prompt, StepDistribution
 from tiny import PlainPrompts, SmallNet, gradients, unconditional
 
 STEPS, LEVEL = 9, 0.7
@@ -41,7 +45,7 @@ WALKS = Walks(
     dynamics=sde_step,
     micro_batch_size=PER_ROUND,
 )
-CAST = OPDPolicies(PlainPrompts(), STUDENT, TEACHER, anchor=None, anchor_weight=0.0)
+POLICIES = OPDPolicies(PlainPrompts(), STUDENT, TEACHER, anchor=None)
 
 
 def reference_chunks(chunks: int, count: int) -> Iterator[Tensor]:
@@ -93,7 +97,7 @@ def expected_gradient(source: BatchSource, objective: Objective) -> Tensor:
 
 def by_policy_gradient(correction: str, advantage_clip: float = 1e6) -> tuple[BatchSource, Objective]:
     return policy_gradient_opd(
-        CAST,
+        POLICIES,
         WALKS,
         correction=correction,
         updates_per_round=1,
@@ -110,7 +114,9 @@ def compare(name: str, found: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def test_direct_kl_has_the_gradient(reference: Tensor) -> None:
-    cosine, ratio = compare("direct KL, fused walk", expected_gradient(*direct_opd(CAST, WALKS)), reference)
+    cosine, ratio = compare(
+        "direct KL, fused walk", expected_gradient(*direct_opd(POLICIES, WALKS)), reference
+    )
     assert cosine > 0.999
     assert ratio == pytest.approx(1, abs=0.01)
 
@@ -127,3 +133,31 @@ def test_the_detached_state_kl_has_none(reference: Tensor) -> None:
     found = expected_gradient(*by_policy_gradient("detached-state-kl"))
     _, ratio = compare("PPO, detached state KL", found, reference)
     assert ratio < 0.1
+
+
+def test_a_clip_keeps_the_share_that_its_deviations_have(reference: Tensor) -> None:
+    found = expected_gradient(*by_policy_gradient("sampled-log-ratio", advantage_clip=1.0))
+    cosine, ratio = compare("PPO, log-ratio clipped at 1 deviation", found, reference)
+    assert cosine > 0.99
+    assert ratio == pytest.approx(math.erf(1 / 2**0.5), abs=0.02)
+
+
+@pytest.mark.parametrize(("side", "in_nats"), [(4, 1.0), (64, 0.34)])
+def test_a_clip_keeps_the_same_share_at_every_resolution(side: int, in_nats: float) -> None:
+    """Latents [16, side, side] with a KL of 1e-3 in each dimension; 64 is a picture of 512 pixels.
+
+    E[A z] is minus the gap (mean - mean') / std, so the share that a clip keeps shows along the gap alone.
+    """
+    draw, shape, sums = torch.Generator().manual_seed(3), (16, side, side), torch.zeros(3)
+    gap = torch.randn(shape, generator=draw).sign() * (2 * 1e-3) ** 0.5
+    for _ in range(16):
+        noise = torch.randn(100, *shape, generator=draw)
+        std = torch.ones(100, 1, 1, 1)
+        student, teacher = (StepDistribution(mean.expand(100, *shape), std) for mean in (0 * gap, -gap))
+        free = sampled_log_ratio(student, teacher, noise)
+        along = (noise * -gap).flatten(1).sum(1)
+        cuts = (free, clip_advantages(free, transition_kl(student, teacher), 1.0), free.clamp(-5, 5))
+        sums += torch.stack([(cut * along).sum() for cut in cuts])
+    assert float(sums[0]) == pytest.approx(1600 * float(gap.pow(2).sum()), rel=0.1)
+    assert float(sums[1] / sums[0]) == pytest.approx(math.erf(1 / 2**0.5), abs=0.03)
+    assert float(sums[2] / sums[0]) == pytest.approx(in_nats, abs=0.03)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flow_opd.flow.dynamics import sde_step
-from flow_opd.flow.gaussian import log_prob_mean, sde_kl_weight
+from flow_opd.flow.gaussian import log_prob_mean, sde_kl_weight, transition_kl
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
-from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.objectives.velocity_gap import Target, VelocityGap
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.protocols import VelocityField
@@ -31,10 +31,11 @@ def transition_batch() -> TransitionBatch:
         sigma=sigma,
         sigma_next=sigma - 0.1,
         noise_level=torch.full((ROWS,), 0.7),
+        weight=sde_kl_weight(sigma, sigma - 0.1, torch.tensor(0.7)),
         conditioning=unconditional(ROWS),
         next_latents=next_latents,
         behaviour_log_prob=torch.zeros(ROWS),
-        advantage=torch.tensor([1.0, -1.0, 2.0, -2.0, 9.0]),
+        advantage=torch.tensor([1.0, -1.0, 2.0, -2.0, 5.0]),
     )
 
 
@@ -52,8 +53,8 @@ def test_policy_gradient_by_hand() -> None:
     batch, velocity = transition_batch(), velocities()
     ratios = torch.tensor([1.0, 0.5, 1.3, 1.1, 2.0])
     batch = replace(batch, behaviour_log_prob=log_prob(batch, velocity) - ratios.log())
-    out = ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocity, batch)
-    # A r | A clip(r, .8, 1.2), the smaller of both, negated; the last advantage 9 is cut to 5:
+    out = ClippedPolicyGradient(sde_step, clip_range=0.2)(velocity, batch)
+    # A r | A clip(r, .8, 1.2), the smaller of both, negated:
     # 1*1; -1*.5 | -1*.8 -> -.8; 2*1.3 | 2*1.2 -> 2.4; -2*1.1; 5*2 | 5*1.2 -> 6
     assert out.total.item() == pytest.approx(-(1.0 - 0.8 + 2.4 - 2.2 + 6.0), abs=1e-3)
     assert out.count == ROWS
@@ -66,7 +67,7 @@ def test_a_clipped_row_has_no_gradient() -> None:
     velocity = velocities().requires_grad_()
     ratios = torch.tensor([1.0, 0.5, 1.3, 1.1, 2.0])
     batch = replace(batch, behaviour_log_prob=log_prob(batch, velocity.detach()) - ratios.log())
-    ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocity, batch).total.backward()
+    ClippedPolicyGradient(sde_step, clip_range=0.2)(velocity, batch).total.backward()
     assert velocity.grad is not None
     assert velocity.grad.flatten(1).norm(dim=1).gt(0).tolist() == [True, False, False, True, False]
 
@@ -76,18 +77,19 @@ def test_a_column_is_refused_before_it_broadcasts(field: str) -> None:
     batch = transition_batch()
     column = replace(batch, **{field: getattr(batch, field)[:, None]})
     with pytest.raises(ValueError, match=rf"{field} must have shape \(5,\), got \(5, 1\)"):
-        ClippedPolicyGradient(sde_step, clip_range=0.2, advantage_clip=5.0)(velocities(), column)
+        ClippedPolicyGradient(sde_step, clip_range=0.2)(velocities(), column)
 
 
-def test_transition_kl_is_the_weighted_squared_gap_over_dimensions() -> None:
+def test_with_transition_weights_the_gap_is_the_kl_of_the_steps_over_dimensions() -> None:
     batch, velocity = transition_batch(), velocities()
-    out = TransitionKL(TARGET, sde_step, name="teacher_kl")(velocity, batch)
-    gap = velocity - TARGET.velocity(batch.latents, batch.sigma, batch.conditioning)
-    weight = sde_kl_weight(batch.sigma, batch.sigma_next, batch.noise_level)
-    expected = (weight * gap.flatten(1).pow(2).mean(1)).sum()
+    out = VelocityGap([Target("teacher_gap", TARGET)])(velocity, batch)
+    grid = (batch.sigma, batch.sigma_next, batch.noise_level)
+    target = TARGET.velocity(batch.latents, batch.sigma, batch.conditioning)
+    ours, theirs = (sde_step(batch.latents, field, *grid) for field in (velocity, target))
+    expected = (transition_kl(ours, theirs) / velocity[0].numel()).sum()
     assert out.total.item() == pytest.approx(expected.item(), rel=1e-4)
     assert out.count == ROWS
-    assert out.metrics == {"teacher_kl": pytest.approx(expected.item(), rel=1e-4)}
+    assert out.metrics["teacher_gap"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_target_gets_no_gradient(tiny: Tiny) -> None:
@@ -103,7 +105,7 @@ def test_the_target_gets_no_gradient(tiny: Tiny) -> None:
 
     def backward(target: VelocityField) -> None:
         velocity = tiny.student.velocity(batch.latents, batch.sigma, batch.conditioning)
-        TransitionKL(target, sde_step, name="kl")(velocity, batch).total.backward()
+        VelocityGap([Target("gap", target)])(velocity, batch).total.backward()
 
     found, expected = (
         gradients(tiny.parameters.values(), partial(backward, target)) for target in (moving, Still())
@@ -125,7 +127,7 @@ def test_velocity_matching_by_hand() -> None:
 
 def test_terms_add_up_with_their_weights_and_share_one_forward() -> None:
     batch, velocity = transition_batch(), velocities()
-    one, two = (TransitionKL(GaussianFlow(m, 0.7), sde_step, name=f"kl{m}") for m in (0.0, 1.0))
+    one, two = (VelocityGap([Target(f"gap{m}", GaussianFlow(m, 0.7))]) for m in (0.0, 1.0))
     calls = []
 
     class Student:
@@ -136,8 +138,8 @@ def test_terms_add_up_with_their_weights_and_share_one_forward() -> None:
     out = WeightedTerms(Student(), [(1.0, one), (0.3, two)])(batch)
     expected = one(velocity, batch).total + 0.3 * two(velocity, batch).total
     assert out.total.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert set(out.metrics) == {"loss", "kl0.0", "kl1.0"}
-    assert out.metrics["kl1.0"] == pytest.approx(two(velocity, batch).total.item())
+    assert set(out.metrics) == {"loss", "gap0.0", "gap1.0"}
+    assert out.metrics["gap1.0"].item() == pytest.approx(two(velocity, batch).total.item())
     assert len(calls) == 1
     WeightedTerms(Student(), [(1.0, one)])(replace(batch, velocity=velocity))
     assert len(calls) == 1  # the walk brings its velocity along

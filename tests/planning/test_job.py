@@ -88,6 +88,35 @@ def test_the_students_form_follows_its_start(disk, start, rank: int, alpha: floa
     assert (student.rank, student.alpha) == (rank, alpha)
 
 
+@pytest.mark.parametrize(
+    ("start", "rank"),
+    [
+        ({"adapter": "wide"}, 4),
+        ({"merge": {"name": "svd", "rank": 3}, "adapters": ["a", "wide"]}, 3),
+        ({"merge": "mean", "adapters": ["a", "b", "wide"]}, 8),
+    ],
+)
+def test_a_teacher_may_start_from_adapters(disk, start, rank: int) -> None:
+    where = {name: str(path) for name, path in disk.adapters.items()}
+    named = {
+        "adapter": where.get(start.get("adapter")),
+        "adapters": [where[n] for n in start.get("adapters", ())],
+    }
+    job = grpo(
+        disk.grpo(lora=None, cold_start={**start, **{key: value for key, value in named.items() if value}})
+    )
+    assert {name: form.rank for name, form in job.forms.items()} == {"student": rank}
+    elsewhere = {"merge": "mean", "adapters": [where["a"], "someone/adapter"]}
+    assert grpo(disk.grpo(lora=None, cold_start=elsewhere)).notes == (
+        "not on this machine, taken to have rank 32: someone/adapter",
+    )
+
+
+def test_a_distillation_may_merge_others_than_its_teachers(disk) -> None:
+    start = {"merge": "mean", "adapters": [str(disk.adapters["wide"])] * 2}
+    assert distillation(disk.distillation(cold_start=start)).forms["student"].rank == 8
+
+
 def test_an_adapter_that_is_not_here_is_assumed_and_said(disk, tmp_path: Path) -> None:
     values = disk.distillation()
     values["teachers"][0]["adapter"] = "someone/adapter"

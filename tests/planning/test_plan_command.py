@@ -156,5 +156,5 @@ def test_mistakes_end_with_code_2(config: Path, words: list[str], parts: list[st
 
 def test_a_walk_that_would_train_one_step_is_refused_before_weights_are_loaded(disk) -> None:
     values = disk.distillation(sampling={"num_steps": 10, "dynamics": "cps", "guidance_scale": 3.0})
-    with pytest.raises(ConfigError, match=r"CPS would train step 8 alone"):
+    with pytest.raises(ConfigError, match=r"step 8 of CPS adds noise"):
         plan_training(from_values(values, DistillSettings), PlanSettings())

@@ -29,14 +29,15 @@ from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.plan import plan_training
-from flow_opd.types import Conditioning, Prompt, RewardTable
+from flow_opd.types import Conditioning, Prompt, RewardScores, RewardTable
 
 PROMPTS = [Prompt("a red circle", "shapes"), Prompt("a sign that says CAB", "signs")]
 
 
 class NoReward:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        return RewardTable({}, torch.zeros(len(prompts)), torch.ones(len(prompts), dtype=torch.bool))
+        zeros, valid = torch.zeros(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+        return RewardTable({"none": RewardScores("none", zeros, valid, (0.0, 0.0))}, {"none": 1.0})
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_opd.errors import DataError
-from flow_opd.prompts.routing import HardRouter, check_routes
+from flow_opd.prompts.routing import HardRouter, check_judged, check_routes
 from flow_opd.types import Conditioning, Prompt
 
 
@@ -41,3 +41,18 @@ def test_all_gaps_are_named_at_once() -> None:
     assert "teacher 'judge' has no prompt for its task: 'qualty'" in lines[1]
     assert "Did you mean 'quality'?" in lines[1]
     assert "teacher 'composer' has no prompt for its task: 'composition'" in lines[2]
+
+
+def test_every_prompt_is_judged_and_every_reward_judges() -> None:
+    prompts = [Prompt("a cat", "quality"), Prompt("a sign", "text")]
+    check_judged(prompts, {"deqa": None})
+    check_judged(prompts, {"deqa": ["quality"], "ocr": ["text"], "pickscore": ["text", "quality"]})
+    with pytest.raises(DataError) as caught:
+        check_judged(prompts, {"ocr": ["text", "signs"], "deqa": ["qualty"]})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "no reward judges the prompts of a task: 'quality'" in lines[0]
+    assert "Did you mean 'qualty'?" in lines[0]
+    assert "The first such prompt: 'a cat'" in lines[0]
+    assert "reward 'ocr' has no prompt for its task: 'signs'" in lines[1]
+    assert "reward 'deqa' has no prompt for its task: 'qualty'" in lines[2]

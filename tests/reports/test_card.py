@@ -13,6 +13,9 @@ from huggingface_hub import ModelCard
 
 from flow_opd.config.common import BaseModelSettings, CheckpointSettings, PromptsSettings, TrainingRunSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.locations import asset_folder
+from flow_opd.config.reader import read
+from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.reports.card import (
     BaseFacts,
@@ -174,3 +177,15 @@ def test_the_lines_load_the_adapter_on_a_tiny_base(dtype: str, facts: CardFacts,
         with_adapter = adapted(**inputs).sample
         with adapted.disable_adapter():
             assert (adapted(**inputs).sample - with_adapter).abs().max() > 0.01
+
+
+def test_a_mix_says_what_judges_what_and_where_it_started() -> None:
+    settings = read(asset_folder() / "configs/grpo-mix-from-merge.yaml", TeacherSettings)
+    assert method(settings) == "GRPO-Mix: Flow-GRPO on the rewards geneval, ocr, pickscore, deqa."
+    said = dict(recipe(settings))
+    assert said["rewards"].startswith("geneval on composition (weight 1), ocr on text (weight 1), ")
+    assert said["advantages"] == "normalization each, spread of the group"
+    assert said["cold start"].startswith("merge of asset:teachers/composition, ")
+    alone = read(asset_folder() / "configs/teachers/text.yaml", TeacherSettings)
+    assert method(alone) == "Flow-GRPO on the reward ocr."
+    assert dict(recipe(alone))["cold start"] == "fresh adapter"

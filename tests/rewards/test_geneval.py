@@ -75,6 +75,28 @@ def test_counting(found, strict, continuous):
     assert judge([seen("circle")] * found + [seen("square")], THREE) == (strict, continuous)
 
 
+@pytest.mark.parametrize(
+    ("found", "unclamped"), [(0, 0.0), (1, 1.0), (2, 0.0), (3, -1.0), (5, -3.0), (16, -14.0), (20, -14.0)]
+)
+def test_unclamped_counting_tells_two_from_five(found, unclamped):
+    """One is asked for; 1 - |1 - found| / 1, and at most 16 objects of a class are counted."""
+    reward = GenEvalReward(Given(*[seen("circle")] * found), clamped=False)
+    prompt = Prompt("p", "composition", {"tag": "single_object", "include": [CIRCLE]})
+    scores = reward.score(torch.zeros(1, 3, 32, 32), [prompt])
+    assert scores.values.tolist() == [unclamped]
+    assert scores.scale == reward.scale == (-14.0, 1.0)
+    assert scores.parts["continuous"].tolist() == [max(0.0, unclamped)], "reports keep the clamped one"
+
+
+def test_unclamped_credits_are_a_mean_with_the_others():
+    # Three squares where one is asked for: -1; the circle is there, but not left of the right number: 1, 0.
+    reward = GenEvalReward(Given(seen("circle", "west"), *[seen("square", "east")] * 3), clamped=False)
+    scores = reward.score(
+        torch.zeros(1, 3, 32, 32), [Prompt("p", "composition", {"tag": "position", **LEFT})]
+    )
+    assert scores.values.tolist() == [(-1 + 1 + 0) / 3]
+
+
 def test_without_exclude_only_the_best_boxes_count():
     best, second = seen("circle", color="red", score=0.9), seen("circle", color="blue", score=0.5)
     red, blue = ({"include": [{**CIRCLE, "color": color}]} for color in ("red", "blue"))

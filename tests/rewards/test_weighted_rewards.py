@@ -1,4 +1,4 @@
-"""Several rewards as one number: weights, masks, and rewards that break their promise."""
+"""The rewards of a training: tasks, weights, and rewards that break their promise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from flow_opd.errors import RewardError
-from flow_opd.rewards.table import WeightedRewards
-from flow_opd.types import Prompt, RewardScores
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
+from flow_opd.types import Prompt, RewardScores, RewardTable
 
-IMAGES = torch.zeros(2, 3, 4, 4)
-PROMPTS = [Prompt("one", "a", {"value": 0.25}), Prompt("two", "a", {})]
+IMAGES = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+PROMPTS = [
+    Prompt("one", "a", {"value": 0.25}),
+    Prompt("two", "b", {"value": 0.5}),
+    Prompt("three", "a", {"value": 0.75}),
+]
 
 
 class Stated:
@@ -31,22 +35,48 @@ class Stated:
         return RewardScores(self.name, values, valid, self.scale)
 
 
-def test_the_total_is_the_weighted_sum_and_the_mask_is_joint() -> None:
-    table = WeightedRewards([(2.0, Stated("plain")), (0.5, Stated("double", 2.0))]).score(IMAGES, PROMPTS)
-    assert table.total[0].item() == pytest.approx(2.0 * 0.25 + 0.5 * 0.5)
-    assert table.valid.tolist() == [True, False]
-    assert set(table.scores) == {"plain", "double"}
+def scored(*rewards: TrainingReward, prompts: list[Prompt] = PROMPTS) -> RewardTable:
+    return TrainingRewards(rewards).score(IMAGES[: len(prompts)], prompts)
+
+
+def test_every_reward_judges_the_prompts_of_its_tasks() -> None:
+    table = scored(
+        TrainingReward(Stated("plain"), 2.0, ("a",)),
+        TrainingReward(Stated("double", 2.0), 0.5),
+        TrainingReward(Stated("idle"), 1.0, ("c",)),
+    )
+    assert table.weights == {"plain": 2.0, "double": 0.5, "idle": 1.0}
+    assert {name: one.valid.tolist() for name, one in table.scores.items()} == {
+        "plain": [True, False, True],
+        "double": [True, True, True],
+        "idle": [False, False, False],
+    }
+    assert table.scores["plain"].values.tolist() == [0.25, 0.0, 0.75]
+    assert table.scores["double"].values.tolist() == [0.5, 1.0, 1.5]
+
+
+def test_a_reward_sees_the_images_of_its_prompts() -> None:
+    seen = []
+
+    class Watching(Stated):
+        def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+            seen.append((images[:, 0, 0, 0].tolist(), [prompt.text for prompt in prompts]))
+            return super().score(images, prompts)
+
+    scored(TrainingReward(Watching("plain"), 1.0, ("a",)))
+    assert seen == [([0.0, 2.0], ["one", "three"])]
 
 
 def test_training_refuses_a_prompt_that_cannot_be_judged() -> None:
-    with pytest.raises(RewardError, match=r"does not apply.*'two'"):
-        WeightedRewards([(1.0, Stated("plain"))], must_apply=True).score(IMAGES, PROMPTS)
+    silent = [*PROMPTS[:2], Prompt("four", "a")]
+    with pytest.raises(RewardError, match=r"'plain' does not apply to a prompt of the task 'a': 'four'"):
+        scored(TrainingReward(Stated("plain")), prompts=silent)
+    scored(TrainingReward(Stated("plain"), 1.0, ("b",)), prompts=silent)
 
 
 def test_a_number_that_is_not_finite_is_an_error_not_a_zero() -> None:
-    broken = Stated("broken", float("nan"))
     with pytest.raises(RewardError, match="unusable scores"):
-        WeightedRewards([(1.0, broken)]).score(IMAGES, PROMPTS)
+        scored(TrainingReward(Stated("broken", float("nan"))))
 
 
 def test_a_wrong_number_of_scores_is_an_error() -> None:
@@ -55,4 +85,4 @@ def test_a_wrong_number_of_scores_is_an_error() -> None:
             return super().score(images, prompts[:1])
 
     with pytest.raises(RewardError, match="unusable scores"):
-        WeightedRewards([(1.0, Short("short"))]).score(IMAGES, PROMPTS)
+        scored(TrainingReward(Short("short")))

@@ -12,7 +12,13 @@ from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import transition_kl
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.rollout.corrections import CORRECTIONS, CorrectedRollouts, detached_state_kl, sampled_log_ratio
+from flow_opd.rollout.corrections import (
+    CORRECTIONS,
+    CorrectedRollouts,
+    clip_advantages,
+    detached_state_kl,
+    sampled_log_ratio,
+)
 from flow_opd.types import StepDistribution
 from tiny import Tiny
 
@@ -25,13 +31,16 @@ def steps() -> tuple[StepDistribution, StepDistribution, torch.Tensor]:
     return StepDistribution(ours, STD), StepDistribution(theirs, STD), following
 
 
-def source(tiny: Tiny, correction: str, *, micro: int = 8, updates: int = 1) -> CorrectedRollouts:
+def source(
+    tiny: Tiny, correction: str, *, micro: int = 8, updates: int = 1, clip: float = 1e3
+) -> CorrectedRollouts:
     return CorrectedRollouts(
         tiny.student,
         tiny.teachers(),
         tiny.backbone,
         tiny.walks(prompts=6, micro_batch_size=micro),
         CORRECTIONS.get(correction),
+        advantage_clip=clip,
         updates_per_round=updates,
     )
 
@@ -55,6 +64,23 @@ def test_the_log_ratio_is_centred_by_the_kl() -> None:
         error = (2 * kl.item() / len(noise)) ** 0.5  # the log-ratio's variance is twice the KL
         assert abs(sampled.mean().item()) < 4 * error < 0.1 * kl.item()
         assert detached_state_kl(many, target, noise)[0].item() == pytest.approx(-kl.item(), rel=1e-4)
+
+
+def test_a_clip_counts_standard_deviations_of_the_log_ratio() -> None:
+    # sqrt(2 KL) = 2, 2, 6
+    kl, advantages = torch.tensor([2.0, 2.0, 18.0]), torch.tensor([2.5, -4.0, 5.0])
+    assert clip_advantages(advantages, kl, 1.0).tolist() == [2.0, -2.0, 5.0]
+    assert clip_advantages(advantages, kl, 1.5).tolist() == [2.5, -3.0, 5.0]
+    assert clip_advantages(torch.zeros(1), torch.zeros(1), 5.0).tolist() == [0.0]
+
+
+def test_rollouts_are_cut_where_their_correction_is(tiny: Tiny) -> None:
+    free, cut = source(tiny, "sampled-log-ratio"), source(tiny, "sampled-log-ratio", clip=0.5)
+    found = torch.stack([torch.cat([b.advantage for b in next(iter(one.round(0)))]) for one in (free, cut)])
+    assert (found[0] - found[1]).abs().max() > 0
+    assert (found[0].sign() == found[1].sign()).all()
+    changed = found[0] != found[1]
+    assert 0.3 < changed.float().mean() < 0.9, "62 % of a normal distribution lies beyond half a deviation"
 
 
 def test_the_state_kl_ignores_the_action_and_the_log_ratio_does_not() -> None:
@@ -109,7 +135,13 @@ def test_cps_on_all_steps_trains_those_with_a_density(tiny: Tiny) -> None:
     schedule = make_schedule(tiny.backbone.sigmas(3), noise_level=0.5, stochastic_steps=(0, 3))
     walks = replace(made.walks, schedule=schedule, dynamics=cps_step)
     cps = CorrectedRollouts(
-        made.student, made.teachers, made.backbone, walks, made.correction, updates_per_round=1
+        made.student,
+        made.teachers,
+        made.backbone,
+        walks,
+        made.correction,
+        advantage_clip=5.0,
+        updates_per_round=1,
     )
     (update,) = cps.round(0)
     assert len(list(update)) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,14 +12,23 @@ from torch.distributions import Normal
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
-from flow_opd.rollout.sampler import draw_noise, micro_rows, rollout, schedule_rows, steps_with_density
+from flow_opd.rollout.sampler import (
+    WalkNoise,
+    draw_noise,
+    micro_rows,
+    rollout,
+    schedule_rows,
+    steps_with_density,
+)
 from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
-from flow_opd.types import Prompt, Rollout, TransitionBatch
-from tiny import PROMPTS, GaussianFlow, Redness, Tiny, unconditional
+from flow_opd.types import Prompt, RewardScores, Rollout, TransitionBatch
+from tiny import PROMPTS, REDNESS, SHAPE, SIGN, GaussianFlow, Tiny, unconditional
 
 FLOW = GaussianFlow(mean=0.5, std=0.8)
 GRID = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
 def seeds(*rows: int) -> list[torch.Generator]:
@@ -29,10 +40,9 @@ def draw(rows: tuple[int, ...], window: tuple[int, int] = (0, 3), dynamics: str 
         FLOW,
         unconditional(len(rows)),
         [Prompt("", "any")] * len(rows),
-        latent_shape=(2, 2, 2),
-        schedule=make_schedule(GRID, noise_level=0.7, stochastic_steps=window),
+        schedule=(schedule := make_schedule(GRID, noise_level=0.7, stochastic_steps=window)),
         dynamics=DYNAMICS.get(dynamics),
-        generators=seeds(*rows),
+        noise=WalkNoise((2, 2, 2), schedule, seeds(*rows), torch.device("cpu")),
     )
 
 
@@ -88,13 +98,17 @@ def test_the_last_step_of_cps_has_no_density_and_is_left_out() -> None:
 def test_transitions_are_the_stored_steps_in_micro_batches() -> None:
     drawn = draw((0, 1, 2, 3, 4))
     advantages = torch.arange(20.0).view(5, 4)
-    batches = list(transitions(drawn, advantages, rows=[4, 0, 2], steps=range(1, 3), micro_batch_size=2))
+    batches = list(
+        transitions(drawn, advantages, weights=WEIGHTS, rows=[4, 0, 2], steps=range(1, 3), micro_batch_size=2)
+    )
     assert [len(batch) for batch in batches] == [2, 1, 2, 1]
     third = batches[2]
     assert torch.equal(third.latents, drawn.latents[[4, 0], 2])
     assert torch.equal(third.next_latents, drawn.latents[[4, 0], 3])
     assert third.advantage is not None
     assert third.advantage.tolist() == [18.0, 2.0]
+    assert third.weight is not None
+    assert third.weight.tolist() == [3.0, 3.0]
     assert third.sigma.tolist() == pytest.approx([0.5, 0.5])
     assert third.sigma_next.tolist() == pytest.approx([0.2, 0.2])
     assert list(map(list, micro_rows(5, 2))) == [[0, 1], [2, 3], [4]]
@@ -112,12 +126,15 @@ def test_the_first_update_of_a_real_rollout_has_ratios_of_exactly_one(tiny: Tiny
         tiny.student,
         tiny.backbone.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=tiny.backbone.latent_shape,
-        schedule=make_schedule(tiny.backbone.sigmas(4), noise_level=0.7, stochastic_steps=(0, 4)),
+        schedule=(
+            schedule := make_schedule(tiny.backbone.sigmas(4), noise_level=0.7, stochastic_steps=(0, 4))
+        ),
         dynamics=sde_step,
-        generators=seeds(0, 1, 2, 3),
+        noise=WalkNoise(tiny.backbone.latent_shape, schedule, seeds(0, 1, 2, 3), tiny.backbone.device),
     )
-    for batch in transitions(drawn, torch.zeros(4, 4), rows=range(4), steps=range(4), micro_batch_size=4):
+    for batch in transitions(
+        drawn, torch.zeros(4, 4), weights=WEIGHTS, rows=range(4), steps=range(4), micro_batch_size=4
+    ):
         assert ratios(tiny, batch).tolist() == [1.0] * 4
 
 
@@ -127,7 +144,7 @@ def test_group_rollouts_start_on_policy(tiny: Tiny, micro_batch_size: int) -> No
         tiny.student,
         tiny.backbone,
         tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
-        Redness(),
+        REDNESS,
         GroupSampling(group_size=4, steps_of_round=lambda index: range(2)),
     )
     (update,) = source.round(0)
@@ -147,7 +164,7 @@ def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny)
         tiny.student,
         tiny.backbone,
         tiny.walks(prompts=2, micro_batch_size=3),
-        Redness(),
+        REDNESS,
         GroupSampling(group_size=4, steps_of_round=lambda index: [index], updates_per_round=3),
     )
     updates = [list(update) for update in source.round(1)]
@@ -172,7 +189,7 @@ def test_a_group_may_start_from_one_noise_and_then_parts(tiny: Tiny, micro_batch
             tiny.student,
             tiny.backbone,
             tiny.walks(prompts=2, micro_batch_size=micro_batch_size),
-            Redness(),
+            REDNESS,
             GroupSampling(group_size=4, shared_start=shared_start, steps_of_round=lambda index: [step]),
         )
         (update,) = source.round(0)
@@ -190,7 +207,7 @@ def test_only_the_steps_that_a_round_trains_add_noise(tiny: Tiny) -> None:
         tiny.student,
         tiny.backbone,
         tiny.walks(prompts=1, micro_batch_size=8),
-        Redness(),
+        REDNESS,
         GroupSampling(group_size=2, shared_start=True, steps_of_round=lambda index: [1], drawn_from=range(2)),
     )
     (update,) = source.round(0)
@@ -199,6 +216,61 @@ def test_only_the_steps_that_a_round_trains_add_noise(tiny: Tiny) -> None:
     assert torch.equal(batch.latents[0], batch.latents[1]), "step 0 was walked without noise"
     assert batch.next_latents is not None
     assert not torch.equal(batch.next_latents[0], batch.next_latents[1])
+
+
+def test_advantages_are_cut_before_steps_are_weighed(tiny: Tiny) -> None:
+    source = GroupRollouts(
+        tiny.student,
+        tiny.backbone,
+        tiny.walks(prompts=2),
+        REDNESS,
+        GroupSampling(
+            group_size=2,
+            steps_of_round=lambda index: range(2),
+            advantages=lambda scores: torch.tensor([9.0, -9.0, 1.0, -0.5]),
+            advantage_clip=5.0,
+            balanced_steps=True,
+        ),
+    )
+    (update,) = source.round(0)
+    weights = balanced_weights(source.walks.schedule, sde_step, range(2))
+    assert weights.max() > 1.3 > 0.7 > weights[:2].min()
+    for batch, weight in zip(update, weights.tolist(), strict=False):
+        assert batch.advantage is not None
+        assert batch.advantage.tolist() == pytest.approx([5 * weight, -5 * weight, weight, -0.5 * weight])
+
+
+def test_every_reward_is_read_over_the_images_that_it_judged(tiny: Tiny) -> None:
+    class Stated:
+        scale = (0.0, 9.0)
+
+        def __init__(self, name: str, values: list[float]) -> None:
+            self.name, self.values = name, torch.tensor(values)
+
+        def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+            return RewardScores(
+                self.name, self.values, torch.ones(len(prompts), dtype=torch.bool), self.scale
+            )
+
+    rewards = [
+        TrainingReward(Stated("shape", [1.0, 3.0]), 1.0, (SHAPE,)),
+        TrainingReward(Stated("sign", [5.0, 5.0]), 2.0, (SIGN,)),
+        TrainingReward(Stated("idle", [0.0]), 1.0, ("idle",)),
+    ]
+    sampling = GroupSampling(group_size=2, steps_of_round=lambda index: range(2))
+    scorer = TrainingRewards(rewards)
+    source = GroupRollouts(tiny.student, tiny.backbone, tiny.walks(prompts=2), scorer, sampling)
+    (update,) = source.round(0)
+    assert source.readings == {
+        "reward": (1 + 3 + 10 + 10) / 4,
+        "reward/shape": 2.0,
+        "reward/sign": 5.0,
+        "reward_spread": (1 + 0) / 2,
+        "silent_groups": 0.5,
+    }
+    batch = next(iter(update))
+    assert batch.advantage is not None
+    assert batch.advantage.tolist() == pytest.approx([-1, 1, 0, 0], abs=2e-4)
 
 
 def test_balanced_weights_by_hand() -> None:

@@ -24,7 +24,7 @@ from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import VelocityField
 from flow_opd.rollout.image_batches import ImageBatches, SFTBatching
-from flow_opd.rollout.sampler import rollout
+from flow_opd.rollout.sampler import WalkNoise, rollout
 from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -60,10 +60,14 @@ def test_an_image_is_what_its_own_teacher_walks_to(tmp_path: Path, tiny: Tiny) -
             own[prompt.task],
             tiny.backbone.encode_prompts([prompt]),
             [prompt],
-            latent_shape=tiny.backbone.latent_shape,
-            schedule=ode_schedule(tiny.backbone.sigmas(3)),
+            schedule=(schedule := ode_schedule(tiny.backbone.sigmas(3))),
             dynamics=ode_step,
-            generators=[generator(0, "sample", row // 3, row % 3)],
+            noise=WalkNoise(
+                tiny.backbone.latent_shape,
+                schedule,
+                [generator(0, "sample", row // 3, row % 3)],
+                tiny.backbone.device,
+            ),
         )
         torch.testing.assert_close(samples.x0([row]), drawn.x0, rtol=0, atol=1e-5)
     apart = samples.x0([0, 1, 2]).flatten(1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from flow_opd.flow.dynamics import sde_step
-from flow_opd.objectives.transition_kl import TransitionKL
-from flow_opd.rollout.sampler import rollout
+from flow_opd.objectives.velocity_gap import Target, VelocityGap
+from flow_opd.rollout.sampler import WalkNoise, rollout
 from flow_opd.rollout.walk import on_policy_walk
-from flow_opd.rollout.walk_batches import WalkBatches
+from flow_opd.rollout.walk_batches import WalkBatches, Walks
 from flow_opd.types import TransitionBatch
 from tiny import PROMPTS, Tiny, gradients
 
@@ -18,16 +17,20 @@ def walk(tiny: Tiny) -> list[TransitionBatch]:
     return list(update)
 
 
+def noise(tiny: Tiny, walks: Walks) -> WalkNoise:
+    seeds = [walks.seeder(0, row) for row in range(4)]
+    return WalkNoise(tiny.backbone.latent_shape, walks.schedule, seeds, tiny.backbone.device)
+
+
 def test_the_walk_visits_the_states_of_a_rollout(tiny: Tiny) -> None:
     walks = tiny.walks(num_steps=4)
     drawn = rollout(
         tiny.student,
         tiny.backbone.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=tiny.backbone.latent_shape,
         schedule=walks.schedule,
         dynamics=walks.dynamics,
-        generators=[walks.seeder(0, row) for row in range(4)],
+        noise=noise(tiny, walks),
     )
     batches = walk(tiny)
     by_task = sorted(range(4), key=lambda row: PROMPTS[row].task)
@@ -44,7 +47,7 @@ def test_states_are_detached_and_velocities_are_not(tiny: Tiny) -> None:
 
 
 def test_the_gradient_of_a_walk_is_that_of_its_stored_states(tiny: Tiny) -> None:
-    objective = TransitionKL(tiny.teachers(), sde_step, name="teacher_kl")
+    objective = VelocityGap([Target("teacher_gap", tiny.teachers())])
     stored: list[TransitionBatch] = []
 
     def during() -> None:
@@ -95,10 +98,10 @@ def test_the_walk_asks_for_one_forward_a_step(tiny: Tiny) -> None:
     steps = on_policy_walk(
         Counted(),
         tiny.backbone.encode_prompts(PROMPTS),
-        latent_shape=tiny.backbone.latent_shape,
         schedule=walks.schedule,
         dynamics=walks.dynamics,
-        generators=[walks.seeder(0, row) for row in range(4)],
+        weights=walks.weights(),
+        noise=noise(tiny, walks),
     )
     next(steps)
     assert calls == [4]

@@ -71,6 +71,75 @@ def test_teacher_trains_and_resumes(tmp_path: Path) -> None:
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
+MIX = [
+    *("teacher", "asset:configs/grpo-mix.yaml", "--set", "group_size=2", "--set", "groups_per_round=4"),
+    *("--set", "run.rounds=1", "--set", "steps_per_round=1", *SHORT_WALK),
+]
+
+
+def test_grpo_mix_judges_every_task_by_its_own_reward_and_starts_from_a_merge(tmp_path: Path) -> None:
+    adapters = "[asset:teachers/text, asset:teachers/quality]"
+    start = [
+        "--set",
+        "lora=null",
+        "--set",
+        f"cold_start={{merge: {{name: svd, rank: 4}}, adapters: {adapters}}}",
+    ]
+    told = succeeds(*MIX, *start, "--out", "mix", cwd=tmp_path).stderr
+    assert "asset:teachers/quality" in told, "what the merge has kept"
+    (line,) = [json.loads(line) for line in (tmp_path / "mix/metrics.jsonl").read_text().splitlines()]
+    means = {name: line[f"reward/{name}"] for name in ("geneval", "ocr", "pickscore", "deqa")}
+    assert line["reward"] == pytest.approx(sum(means.values()) / 4, rel=1e-5), "two images of each task"
+    assert means["pickscore"] > 10 > 5 >= means["deqa"] >= 1 >= means["geneval"]
+    begun = load_file(tmp_path / "mix/cold_start/adapter_model.safetensors")
+    succeeds(
+        *("merge", "asset:configs/merge.yaml", "--out", "merged", "--set", "method={name: svd, rank: 4}"),
+        *(
+            "--set",
+            "adapters=[{name: a, adapter: asset:teachers/text}, {name: b, adapter: asset:teachers/quality}]",
+        ),
+        cwd=tmp_path,
+    )
+    merged = load_file(tmp_path / "merged/adapter/adapter_model.safetensors")
+    assert begun.keys() == merged.keys()
+    assert all(value.equal(merged[name]) for name, value in begun.items())
+    ended = load_file(tmp_path / "mix/adapter/adapter_model.safetensors")
+    assert any(not value.equal(ended[name]) for name, value in begun.items())
+    message = refused(
+        *MIX, *start[:3], "cold_start={adapter: asset:teachers/text}", "--out", "mix", cwd=tmp_path
+    )
+    assert "other settings" in message
+
+
+def test_a_swapped_start_is_noticed_at_a_resume(tmp_path: Path) -> None:
+    shutil.copytree(asset_folder() / "teachers/text", tmp_path / "start")
+    start = ["--out", "mix", "--set", "lora=null", "--set", "cold_start={adapter: start}"]
+    succeeds(*MIX, *start, cwd=tmp_path)
+    shutil.copytree(asset_folder() / "teachers/quality", tmp_path / "start", dirs_exist_ok=True)
+    assert "other settings" in refused(*MIX, *start, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        (["rewards.1.tasks=[signs]"], "no reward judges the prompts of a task: 'text'"),
+        (
+            ["rewards.1.tasks=[text, signs]", "groups_per_round=5"],
+            "reward 'ocr' has no prompt for its task: 'signs'",
+        ),
+        (
+            ["rewards.1.tasks=[text, quality]", "rewards.3.tasks=[quality]"],
+            "'ocr' does not apply to a prompt",
+        ),
+        (["task_shares={text: 1}"], "shares that do not match the rewards' tasks"),
+    ],
+)
+def test_prompts_and_rewards_that_do_not_fit(tmp_path: Path, settings: list[str], word: str) -> None:
+    message = refused(*MIX, "--out", "mix", *(w for each in settings for w in ("--set", each)), cwd=tmp_path)
+    assert word in message
+    assert not (tmp_path / "mix/metrics.jsonl").exists() or not (tmp_path / "mix/metrics.jsonl").read_text()
+
+
 def test_a_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     command = [
         "distill",

@@ -74,7 +74,9 @@ def check_same(one: Path, other: Path, rounds: int) -> None:
         assert same == pytest.approx(line, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize(("algorithm", "count"), [("opd", 2), ("grpo", 2), ("opd-log-ratio", 3), ("sft", 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "count"), [("opd", 2), ("grpo", 2), ("grpo-mix", 3), ("opd-log-ratio", 3), ("sft", 2)]
+)
 def test_several_processes_train_what_one_trains(tmp_path: Path, algorithm: str, count: int) -> None:
     rounds = 4
     finish(start(1, algorithm, tmp_path / "one", rounds))

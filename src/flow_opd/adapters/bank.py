@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
@@ -17,6 +17,7 @@ from flow_opd.adapters.fitting import check_fit, targeted_linears
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.reading import read_adapter
+from flow_opd.adapters.routed_linear import Route, RoutedLinear
 from flow_opd.errors import AdapterError, explain, nearest
 
 _SIDES = ("lora_A", "lora_B")
@@ -55,7 +56,8 @@ class AdapterBank:
         self._backbone = backbone
         self._modules = dict(backbone.transformer.named_modules())
         self._settings: dict[str, LoraForm] = {}
-        self._layers: dict[str, LoraLayer] = {}
+        self._layers: dict[str, RoutedLinear] = {}
+        self._route = Route()
         self._active: str | None = None
         self._student: str | None = None
 
@@ -128,8 +130,9 @@ class AdapterBank:
         """
         self._check_known(name)
         assert self._active == self._student, "train() inside of using()"
-        self._student = name
-        self._activate(name)
+        self._student = self._active = name
+        self._route.parts = ((_key(name), None),)
+        self._freeze_all_but_the_student()
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -140,14 +143,35 @@ class AdapterBank:
         """
         if name is not None:
             self._check_known(name)
-        before = self._active
-        if name != before:
-            self._activate(name)
+        with self._routed(name, ((None if name is None else _key(name), None),)):
+            yield
+
+    @contextmanager
+    def using_rows(self, parts: Sequence[tuple[str | None, int]]) -> Iterator[None]:
+        """Activates an adapter for each part of the rows of a forward pass without gradients.
+
+        Args:
+            parts: (adapter, number of rows) of consecutive rows; None = the bare base. Together they must
+                be all rows of the batch.
+
+        Raises:
+            AdapterError: if there is no such adapter.
+        """
+        for name, _ in parts:
+            if name is not None:
+                self._check_known(name)
+        keys = tuple((None if name is None else _key(name), rows) for name, rows in parts)
+        with self._routed(self._active, keys):
+            yield
+
+    @contextmanager
+    def _routed(self, active: str | None, parts: tuple[tuple[str | None, int | None], ...]) -> Iterator[None]:
+        before = self._active, self._route.parts
+        self._active, self._route.parts = active, parts
         try:
             yield
         finally:
-            if self._active != before:
-                self._activate(before)
+            self._active, self._route.parts = before
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Returns the parameters of an adapter by `<module>.lora_A.weight`, whatever its name."""
@@ -212,6 +236,7 @@ class AdapterBank:
             target_modules=list(settings.target_modules),
             lora_dropout=0.0,
         )
+        config._register_custom_module({nn.Linear: RoutedLinear})
         # PEFT initialises from the global generator; the draws are overwritten below, and must not show.
         with torch.random.fork_rng(devices=[]):
             if self._settings:
@@ -221,25 +246,18 @@ class AdapterBank:
                 self._backbone.transformer = get_peft_model(bare, config, adapter_name=_key(name))
         base = cast(PeftModel, self._backbone.transformer).get_base_model()
         self._layers = {
-            module: layer for module, layer in base.named_modules() if isinstance(layer, LoraLayer)
+            module: layer for module, layer in base.named_modules() if isinstance(layer, RoutedLinear)
         }
+        for layer in self._layers.values():
+            layer.route = self._route
         self._settings[name] = settings
         self.load_state(name, pack(factors))
-        self._activate(self._active)
+        self._freeze_all_but_the_student()
 
-    def _activate(self, name: str | None) -> None:
-        """Makes `name` active; `requires_grad`, which PEFT moves along, stays with the student."""
-        for layer in self._layers.values():
-            if name is None:
-                layer.enable_adapters(False)
-            else:
-                if layer.disable_adapters:
-                    layer.enable_adapters(True)
-                layer.set_adapter(_key(name), inference_mode=True)
-            if self._student is not None and _key(self._student) in layer.lora_A:
-                for side in _SIDES:
-                    _factor(layer, side, self._student).requires_grad_(True)
-        self._active = name
+    def _freeze_all_but_the_student(self) -> None:
+        for name in self._settings:
+            for parameter in self.parameters(name).values():
+                parameter.requires_grad_(name == self._student)
 
     def _check_known(self, name: str) -> None:
         if name not in self._settings:

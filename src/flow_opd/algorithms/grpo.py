@@ -1,9 +1,9 @@
-"""Flow-GRPO: one teacher on its own reward."""
+"""Flow-GRPO: one teacher on its own reward, or GRPO-Mix: one policy on the rewards of several tasks."""
 
 from __future__ import annotations
 
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
-from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.objectives.velocity_gap import Target, VelocityGap
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
@@ -19,7 +19,6 @@ def flow_grpo(
     sampling: GroupSampling,
     *,
     clip_range: float,
-    advantage_clip: float,
     kl_weight: float,
 ) -> tuple[BatchSource, WeightedTerms]:
     """Returns rollouts with group-relative advantages, and PPO's clip + beta KL(student || reference).
@@ -29,17 +28,17 @@ def flow_grpo(
         reference: what it is held to, the bare base.
         backbone: decodes images.
         walks: how the student walks.
-        scorer: the teacher's reward.
-        sampling: how groups are drawn and which steps are trained.
+        scorer: the rewards, each for the prompts of its tasks.
+        sampling: how groups are drawn, how their scores become advantages, and which steps are trained.
         clip_range: PPO's clip of the ratio, whose log is a mean over latent dimensions.
-        advantage_clip: advantages are cut to this size.
         kl_weight: beta; 0 leaves the KL out, and the reference is not asked.
 
-    Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5.
+    Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5; GRPO-Mix is the baseline of Flow-OPD, arXiv
+    2605.08063.
     """
     source = GroupRollouts(student, backbone, walks, scorer, sampling)
-    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
     terms: list[tuple[float, Term]] = [(1.0, gradient)]
     if kl_weight > 0:
-        terms.append((kl_weight, TransitionKL(reference, walks.dynamics, name="reference_kl")))
+        terms.append((1.0, VelocityGap([Target("reference_kl", reference, weight=kl_weight)])))
     return source, WeightedTerms(student, terms)

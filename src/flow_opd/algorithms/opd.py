@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flow_opd.objectives.policy_gradient import ClippedPolicyGradient
-from flow_opd.objectives.transition_kl import TransitionKL
+from flow_opd.objectives.velocity_gap import Target, VelocityGap
 from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.protocols import Backbone, BatchSource, Dynamics, Term, VelocityField
+from flow_opd.protocols import Backbone, BatchSource, Term, VelocityField
 from flow_opd.rollout.corrections import CORRECTIONS, CorrectedRollouts
 from flow_opd.rollout.walk_batches import WalkBatches, Walks
 
@@ -19,24 +19,17 @@ class OPDPolicies:
     backbone: Backbone
     student: VelocityField
     teachers: VelocityField  # routed
-    anchor: VelocityField | None
-    anchor_weight: float  # lambda of MAR
-
-    def anchor_terms(self, dynamics: Dynamics) -> list[tuple[float, Term]]:
-        """Returns MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2.
-
-        Source: Flow-OPD, arXiv 2605.08063 (manifold anchor regularization).
-        """
-        if self.anchor is None:
-            return []
-        return [(self.anchor_weight, TransitionKL(self.anchor, dynamics, name="anchor_kl"))]
+    anchor: Target | None
+    """MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2 (Flow-OPD, arXiv 2605.08063)."""
 
 
 def direct_opd(policies: OPDPolicies, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
-    """Returns the fused walk, and KL(student || routed teachers) + lambda KL(student || anchor)."""
+    """Returns the fused walk, and the gap to the routed teachers + lambda that to the anchor, in one pass."""
     source = WalkBatches(policies.student, policies.backbone, walks)
-    teachers = TransitionKL(policies.teachers, walks.dynamics, name="teacher_kl")
-    return source, WeightedTerms(policies.student, [(1.0, teachers), *policies.anchor_terms(walks.dynamics)])
+    targets = [Target("teacher_gap", policies.teachers)]
+    if policies.anchor is not None:
+        targets.append(policies.anchor)
+    return source, WeightedTerms(policies.student, [(1.0, VelocityGap(targets))])
 
 
 def policy_gradient_opd(
@@ -55,7 +48,11 @@ def policy_gradient_opd(
         policies.backbone,
         walks,
         CORRECTIONS.get(correction),
+        advantage_clip=advantage_clip,
         updates_per_round=updates_per_round,
     )
-    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range, advantage_clip=advantage_clip)
-    return source, WeightedTerms(policies.student, [(1.0, gradient), *policies.anchor_terms(walks.dynamics)])
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
+    terms: list[tuple[float, Term]] = [(1.0, gradient)]
+    if policies.anchor is not None:
+        terms.append((1.0, VelocityGap([policies.anchor])))
+    return source, WeightedTerms(policies.student, terms)

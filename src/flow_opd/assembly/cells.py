@@ -13,6 +13,7 @@ from flow_opd.assembly.identity import content, reward_files
 from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.rewards import TRAINING
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
 
@@ -74,7 +75,7 @@ class Cells:
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
-            "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
+            "rewards": [reward.model_dump(mode="json", exclude=set(TRAINING)) for reward in settings.rewards],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds_of(domain)],
         }

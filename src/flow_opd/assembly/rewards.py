@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from flow_opd.config.locations import locate, locate_model
@@ -15,6 +17,14 @@ from flow_opd.rewards.ocr import LineReader, OCRReward
 from flow_opd.rewards.page_reader import PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rewards.segmentation import Mask2FormerDetector
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
+
+
+def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "cpu") -> TrainingRewards:
+    """Returns the rewards of a training, each for the prompts of its tasks."""
+    return TrainingRewards(
+        [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
+    )
 
 
 def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Reward:
@@ -37,8 +47,9 @@ def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Rew
 
 
 def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
+    clamped = spec.training_score == "continuous"
     if spec.palette is not None:
-        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")))
+        return GenEvalReward(PaletteDetector(locate(spec.palette, key="palette")), clamped=clamped)
     assert spec.detector is not None, spec
     assert spec.colors is not None, spec
     detector = Mask2FormerDetector(
@@ -48,4 +59,6 @@ def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
         side=spec.side,
         device=device,
     )
-    return GenEvalReward(detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold)
+    return GenEvalReward(
+        detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold, clamped=clamped
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.policies.policy import Adapters, Policy
-from flow_opd.policies.routed import RoutedTeachers
+from flow_opd.policies.routed import RoutedTeachers, Teacher
 from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import Backbone, PromptEncoder
 
@@ -14,17 +16,14 @@ def routed_teachers(
     settings: DistillSettings | SFTSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
 ) -> RoutedTeachers:
     """Returns the teachers of the settings as one velocity field; the bank has an adapter of each name."""
+    batching = settings.compute.guidance_batching
+    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
     teachers = {
-        teacher.name: Policy(
-            backbone,
-            adapters=bank,
-            adapter=teacher.name,
-            encoder=encoder,
-            guidance_scale=teacher.guidance_scale,
-            guidance_batching=settings.compute.guidance_batching,
+        teacher.name: Teacher(
+            policy(adapter=teacher.name, guidance_scale=teacher.guidance_scale),
+            policy(adapter=None, guidance_scale=teacher.guidance_scale),
+            teacher.extrapolation,
         )
         for teacher in settings.teachers
     }
-    return RoutedTeachers(
-        teachers, HardRouter(settings.teacher_of_task()), lockstep=settings.compute.shard_base
-    )
+    return RoutedTeachers(teachers, HardRouter(settings.teacher_of_task()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flow_opd.config.common import SamplingSettings
+from flow_opd.config.state_weights import CustomStateWeights, StateWeightsSpec
 from flow_opd.errors import ConfigError, explain
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.weights import STATE_WEIGHTS, StateWeights, given_weights, noisy_weights, scaled
 from flow_opd.processes import Processes
 from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import Backbone, PromptEncoder
@@ -22,7 +23,8 @@ def refuse_tiny_levels(sigmas: Tensor, sampling: SamplingSettings) -> None:
     """Passes if no step of CPS adds noise on its way to a tiny noise level.
 
     The std of CPS is in proportion to the next level, so a step to a tiny one has nearly all of the
-    transition KL: of SD3's 10 steps the one from .278 to .009 has 99.85 %. The SDE's std does not shrink so.
+    transition KL: of SD3's 10 steps the one from .278 to .009 has 99.85 %. It would be the only one that is
+    trained, or, under other state weights, would set their size. The SDE's std does not shrink so.
 
     Args:
         sigmas: the grid, [T + 1], descending, from 1 to 0.
@@ -41,7 +43,7 @@ def refuse_tiny_levels(sigmas: Tensor, sampling: SamplingSettings) -> None:
             fix = f"set sampling.stochastic_steps to [{first}, {tiny[0] - 1}], or use dynamics 'sde'"
         raise ConfigError(
             explain(
-                f"CPS would train step {tiny[0]} alone, which adds noise on its way to a tiny noise level",
+                f"step {tiny[0]} of CPS adds noise on its way to a tiny level and has nearly all of the KL",
                 value=round(float(sigmas[tiny[0] + 1]), 4),
                 allowed=f"noise in steps that end at {TINY_LEVEL} or above",
                 fix=fix,
@@ -55,6 +57,7 @@ def build_walks(
     groups: PromptRounds,
     sampling: SamplingSettings,
     *,
+    weights: StateWeightsSpec,
     seed: int,
     micro_batch_size: int,
     processes: Processes,
@@ -66,14 +69,11 @@ def build_walks(
     """
     sigmas = backbone.sigmas(sampling.num_steps)
     refuse_tiny_levels(sigmas, sampling)
-
-    def seeder(index: int, row: int) -> torch.Generator:
-        return generator(seed, "walk", index, row)
-
     return Walks(
         prompts_of_round=groups.round,
         encoder=encoder,
-        seeder=seeder,
+        seeder=lambda index, row: generator(seed, "walk", index, row),
+        rank_seeder=lambda index, step: generator(seed, "ranks", index, step),
         schedule=make_schedule(
             sigmas,
             noise_level=sampling.noise_level,
@@ -81,5 +81,12 @@ def build_walks(
         ),
         dynamics=DYNAMICS.get(sampling.dynamics),
         micro_batch_size=micro_batch_size,
+        state_weights=scaled(_state_weights(weights, sampling.noise_level)),
         processes=processes,
     )
+
+
+def _state_weights(spec: StateWeightsSpec, noise_level: float) -> StateWeights:
+    if isinstance(spec, CustomStateWeights):
+        return given_weights(spec.values)
+    return noisy_weights(noise_level) if spec.name == "sde" else STATE_WEIGHTS.get(spec.name)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
+from flow_opd.config.cold_start import ColdStartSettings, lora_problems
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
@@ -19,7 +20,8 @@ from flow_opd.config.common import (
     TrainingComputeSettings,
     TrainingRunSettings,
 )
-from flow_opd.config.merge import MergeMethodSpec
+from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, state_weights_problems
+from flow_opd.config.tasks import task_problems
 from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
 
 
@@ -31,7 +33,10 @@ class AnchorSettings(Settings):
     adapter: Name | None = None
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
-    """lambda, weight of the transition KL to the anchor."""
+    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
+    pull is the same in expectation and costs a fraction."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -44,30 +49,8 @@ class AnchorSettings(Settings):
         return self
 
 
-class ColdStartSettings(Settings):
-    """Where the student starts: a merge of its teachers, or an adapter that exists already."""
-
-    merge: MergeMethodSpec | None = None
-    """Method that merges the teachers, as in the stage merge."""
-    adapter: Name | None = None
-    """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]' to start from instead."""
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> ColdStartSettings:
-        if (self.merge is None) == (self.adapter is None):
-            given = {"merge": self.merge and self.merge.name, "adapter": self.adapter}
-            fix = "keep one of the two; for a fresh student write cold_start: null"
-            refuse([Problem((), "a cold start needs one source", given, "either merge or adapter", fix)])
-        if self.merge is not None and self.merge.name == "weighted":
-            fix = "merge with weights beforehand and name the result under adapter"
-            refuse(
-                [Problem(("merge",), "teachers have no weights", "weighted", "mean, svd, ties, dare", fix)]
-            )
-        return self
-
-
 class DirectKLSettings(Settings):
-    """The closed-form transition KL, differentiated during the walk itself."""
+    """The weighted gap to the teachers, differentiated during the walk; by transition weights the KL."""
 
     name: Literal["direct-kl"] = "direct-kl"
     """Which objective this is."""
@@ -77,7 +60,8 @@ class _PolicyGradientSettings(Settings):
     clip_range: PositiveFloat = 1e-4
     """PPO clip of the ratio, whose log is a mean over latent dimensions."""
     advantage_clip: PositiveFloat = 5.0
-    """Advantages are cut to this size."""
+    """Advantages are cut to so many standard deviations of the sampled log-ratio, sqrt(2 KL) at each state:
+    1 keeps 68 % of the gradient, 3 keeps 99.7 %, at any resolution."""
     updates_per_round: PositiveInt = 1
     """Optimizer updates that share the trajectories of one round."""
 
@@ -127,6 +111,9 @@ class DistillSettings(Settings):
     """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
     """Training prompts of all tasks."""
+    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
+    """'velocity', 'transition', 'sde', 'x0' or 'custom': what a gap in velocity counts at each state; a word,
+    or a section with its name."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
@@ -152,21 +139,20 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> DistillSettings:
-        problems = [*teacher_problems(self.teachers), *self._reference_problems()]
-        if self.lora is not None and self.cold_start is not None:
-            fix = "remove 'lora'; say the rank in cold_start.merge"
-            allowed = "null beside a cold start, whose adapter has a rank and an alpha of its own"
-            problems.append(Problem(("lora",), "settings that would do nothing", "lora", allowed, fix))
-        if self.objective.name != "direct-kl" and self.sampling.dynamics == "ode":
-            problems.append(
-                Problem(
-                    ("sampling", "dynamics"),
-                    f"objective {self.objective.name!r} needs noisy steps",
-                    "ode",
-                    "'sde' or 'cps'",
-                    "choose stochastic dynamics, or the objective 'direct-kl'",
-                )
-            )
+        problems = [
+            *teacher_problems(self.teachers),
+            *self._anchor_problems(),
+            *self._policy_gradient_problems(),
+            *state_weights_problems(self.state_weights, self.sampling.num_steps),
+            *lora_problems(self.lora, self.cold_start),
+            *task_problems(
+                set(self.teacher_of_task()),
+                self.task_shares,
+                prompts=self.prompts_per_round,
+                key="prompts_per_round",
+                of="teachers",
+            ),
+        ]
         if self.updates_per_round() > self.prompts_per_round:
             problems.append(
                 Problem(
@@ -177,42 +163,46 @@ class DistillSettings(Settings):
                     "lower it, or raise prompts_per_round",
                 )
             )
-        tasks = self.teacher_of_task()
-        if self.prompts_per_round < len(tasks):
-            problems.append(
-                Problem(
-                    ("prompts_per_round",),
-                    "a round that cannot hold every task",
-                    self.prompts_per_round,
-                    f"at least {len(tasks)}, one prompt for each of {', '.join(sorted(tasks))}",
-                    "raise it",
-                )
-            )
         refuse(problems)
         return self
 
-    def _reference_problems(self) -> list[Problem]:
-        problems: list[Problem] = []
-        names = [teacher.name for teacher in self.teachers]
-        if self.anchor and self.anchor.teacher is not None and self.anchor.teacher not in names:
+    def _policy_gradient_problems(self) -> list[Problem]:
+        """Returns what only the direct KL can do."""
+        if isinstance(self.objective, DirectKLSettings):
+            return []
+        problems = []
+        if self.sampling.dynamics == "ode":
             problems.append(
                 Problem(
-                    ("anchor", "teacher"),
-                    "the anchor names an unknown teacher",
-                    self.anchor.teacher,
-                    ", ".join(names),
-                    "name one of the teachers, or give an adapter",
+                    ("sampling", "dynamics"),
+                    f"objective {self.objective.name!r} needs noisy steps",
+                    "ode",
+                    "'sde' or 'cps'",
+                    "choose stochastic dynamics, or the objective 'direct-kl'",
                 )
             )
-        tasks = set(self.teacher_of_task())
-        if self.task_shares is not None and set(self.task_shares) != tasks:
+        if self.anchor is not None and self.anchor.share < 1:
             problems.append(
                 Problem(
-                    ("task_shares",),
-                    "shares that do not match the teachers' tasks",
-                    sorted(self.task_shares),
-                    ", ".join(sorted(tasks)),
-                    "give one share for each task",
+                    ("anchor", "share"),
+                    f"objective {self.objective.name!r} asks the anchor at every state",
+                    self.anchor.share,
+                    "1",
+                    "leave it out, or choose the objective 'direct-kl'",
                 )
             )
         return problems
+
+    def _anchor_problems(self) -> list[Problem]:
+        names = [teacher.name for teacher in self.teachers]
+        if self.anchor is None or self.anchor.teacher is None or self.anchor.teacher in names:
+            return []
+        return [
+            Problem(
+                ("anchor", "teacher"),
+                "the anchor names an unknown teacher",
+                self.anchor.teacher,
+                ", ".join(names),
+                "name one of the teachers, or give an adapter",
+            )
+        ]

@@ -111,8 +111,16 @@ class EvaluateSettings(Settings):
         problems += _seed_problems(self.seeds, ("seeds",))
         for name, domain in self.domains.items():
             problems += _seed_problems(domain.seeds or (), ("domains", name, "seeds"))
-        refuse([*problems, *self._role_problems()])
+        refuse([*problems, *self._reward_problems(), *self._role_problems()])
         return self
+
+    def _reward_problems(self) -> list[Problem]:
+        what, allowed = "a setting that does nothing in an evaluation", "the default"
+        return [
+            Problem(("rewards", index, key), what, value, allowed, "remove it")
+            for index, reward in enumerate(self.rewards)
+            for key, value in reward.for_training().items()
+        ]
 
     def _role_problems(self) -> list[Problem]:
         if self.roles is None:

@@ -9,18 +9,25 @@ from pydantic import Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
 
+TRAINING = ("weight", "tasks", "training_score")  # settings that a score in an evaluation does not depend on
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _RewardSettings(Settings):
     weight: PositiveFloat = 1.0
-    """Factor of this reward in the weighted sum."""
+    """Training: factor of this reward in the weighted sum."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Training: tasks whose prompts this reward judges; null: all."""
+
+    def for_training(self) -> dict[str, object]:
+        """Returns the settings that only a training reads, where they are not the defaults."""
+        return self.model_dump(include=set(TRAINING), exclude_defaults=True)
 
 
 class GenEvalSettings(_RewardSettings):
     """Composition: are the objects of the prompt there, in number, colour and place? Trains on the continuous
-    score and reports the strict one beside it. A Mask2Former and a CLIP find the objects, as in GenEval, or a
-    palette in the miniature's world."""
+    or the unclamped score; reports have the strict and the continuous one. A Mask2Former and a CLIP find the
+    objects, as in GenEval, or a palette in the miniature's world."""
 
     name: Literal["geneval"]
     """Which reward this is."""
@@ -38,6 +45,9 @@ class GenEvalSettings(_RewardSettings):
     """Mask2Former: objects count from above this score."""
     counting_threshold: Share = 0.9
     """Mask2Former: the same for prompts with the tag counting."""
+    training_score: Literal["continuous", "unclamped"] = "continuous"
+    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as Flow-GRPO trains: five
+    objects where one is asked for cost more than two. Reports keep the continuous score."""
 
     @model_validator(mode="after")
     def _one_detector(self) -> GenEvalSettings:

@@ -1,4 +1,4 @@
-"""Settings of a Flow-GRPO teacher: one adapter, trained alone on its own reward."""
+"""Settings of Flow-GRPO: one adapter, trained on one reward, or on those of several tasks (GRPO-Mix)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from flow_opd.config.base import (
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -15,6 +16,7 @@ from flow_opd.config.base import (
     Settings,
     refuse,
 )
+from flow_opd.config.cold_start import ColdStartSettings, lora_problems
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
@@ -29,6 +31,7 @@ from flow_opd.config.common import (
     duplicates,
 )
 from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.tasks import task_problems
 
 
 class TeacherSettings(Settings):
@@ -42,12 +45,23 @@ class TeacherSettings(Settings):
     """Device, memory and speed."""
     embeddings: EmbeddingSettings | None = None
     """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
-    lora: LoraSettings = LoraSettings()
-    """The adapter that is trained."""
+    lora: LoraSettings | None = None
+    """A fresh adapter; null takes the defaults. A cold start brings its own rank and alpha."""
+    cold_start: ColdStartSettings | None = None
+    """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
-    """Training prompts."""
+    """Training prompts, of one task or several."""
+    task_shares: dict[Name, PositiveFloat] | None = None
+    """Share of each task in a round; null gives equal shares."""
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
-    """What the teacher is trained on; several are summed by weight."""
+    """What the adapter is trained on; each judges the prompts of its tasks."""
+    reward_normalization: Literal["sum", "each"] = "sum"
+    """How several rewards become one advantage: 'sum' weighs and sums the rewards and compares the sums of a
+    group; 'each' compares every reward within the group, then weighs and sums, so that weights are relative
+    importances and no scales."""
+    advantage_spread: Literal["group", "round"] = "group"
+    """Standard deviation that divides an advantage: of the image's group, or of all images of the round, per
+    task under 'sum' and per reward under 'each'."""
     sampling: SamplingSettings = SamplingSettings()
     """How trajectories are drawn."""
     group_size: Annotated[int, Field(ge=2)] = 16
@@ -71,7 +85,7 @@ class TeacherSettings(Settings):
     kl_weight: NonNegativeFloat = 0.0
     """beta, weight of the transition KL to the base."""
     advantage_clip: PositiveFloat = 5.0
-    """Advantages are cut to this size."""
+    """Advantages are cut to this size, in standard deviations, before steps are weighed."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """AdamW."""
     ema: EMASettings | None = EMASettings()
@@ -87,7 +101,14 @@ class TeacherSettings(Settings):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> TeacherSettings:
-        problems = self._step_problems()
+        problems = [
+            *self._step_problems(),
+            *self._task_problems(),
+            *lora_problems(self.lora, self.cold_start),
+        ]
+        if self.cold_start is not None and self.cold_start.merge is not None and not self.cold_start.adapters:
+            at, what = ("cold_start", "adapters"), "a merge of nothing: this stage has no teachers"
+            problems.append(Problem(at, what, None, "two adapters or more", "name what is merged"))
         trajectories = self.groups_per_round * self.group_size
         if self.updates_per_round > trajectories:
             problems.append(
@@ -107,6 +128,15 @@ class TeacherSettings(Settings):
         ]
         refuse(problems)
         return self
+
+    def _task_problems(self) -> list[Problem]:
+        """Checks what is known before the prompts are read: the tasks, where every reward names its own."""
+        named = [reward.tasks for reward in self.rewards if reward.tasks is not None]
+        if len(named) < len(self.rewards):
+            return []
+        tasks = {task for each in named for task in each}
+        prompts, shares = self.groups_per_round, self.task_shares
+        return task_problems(tasks, shares, prompts=prompts, key="groups_per_round", of="rewards")
 
     def _step_problems(self) -> list[Problem]:
         problems: list[Problem] = []

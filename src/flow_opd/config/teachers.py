@@ -24,6 +24,8 @@ class RoutedTeacherSettings(Settings):
     """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the teacher's velocity; 1 switches it off."""
+    extrapolation: Annotated[float, Field(ge=1)] = 1.0
+    """lambda of the target v_teacher + (lambda - 1) (v_teacher - v_base); above 1 it lies beyond it."""
 
 
 def teachers_by_task(teachers: Sequence[RoutedTeacherSettings]) -> dict[str, str]:

@@ -62,15 +62,16 @@ class ImageSampler:
     def draw(
         self, field: VelocityField, domain_set: EvaluationSet, shots: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Returns images in [0, 1], [B, 3, height, width], of the given shots of a set."""
+        """Returns images in [0, 1], [B, 3, height, width], of the given shots of a set, on the CPU."""
         latents = generate_latents(
             field,
             self.encoder.encode_prompts([domain_set.prompts[index] for index, _ in shots]),
             latent_shape=self.backbone.latent_shape,
             sigmas=self.sigmas,
             generators=[self.seeder(domain_set.domain, index, seed) for index, seed in shots],
+            device=self.backbone.device,
         )
-        return self.backbone.decode_latents(latents)
+        return self.backbone.decode_latents(latents).cpu()
 
     def score(
         self,

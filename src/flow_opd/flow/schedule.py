@@ -19,8 +19,10 @@ def make_schedule(sigmas: Tensor, *, noise_level: float, stochastic_steps: tuple
         stochastic_steps: (first, stop) with 0 <= first <= stop <= T; (0, 0) is an ODE.
 
     Raises:
-        ValueError: if the grid does not descend or the window lies outside it.
+        ValueError: if the grid does not descend, the window lies outside it or the noise level is negative.
     """
+    if noise_level < 0:
+        raise ValueError(f"noise_level must not be negative, got {noise_level}")
     num_steps = sigmas.shape[0] - 1
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ValueError(f"sigmas must descend, got {sigmas.tolist()}")

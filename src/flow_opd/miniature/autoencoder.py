@@ -97,9 +97,7 @@ class AutoencoderLoss:
         held = (posterior.logvar - 2 * np.log(POSTERIOR_STD)).pow(2).mean()
         loss = error + self.coarse * coarse + self.detail * detail + 1e-3 * held
         metrics = {"loss": loss, "reconstruction": error, "coarse": coarse, "detail": detail}
-        return LossOutput(
-            loss * rows, rows, {name: float(value.detach()) * rows for name, value in metrics.items()}
-        )
+        return LossOutput(loss * rows, rows, {name: value.detach() * rows for name, value in metrics.items()})
 
 
 def set_latent_scale(vae: AutoencoderKL, pictures: Tensor) -> None:

@@ -205,7 +205,7 @@ class PreferenceLoss:
         return LossOutput(
             (loss + strange + PULL * pull).sum(),
             captions,
-            {name: float(value.detach()) for name, value in readings.items()},
+            {name: value.detach() for name, value in readings.items()},
         )
 
     @staticmethod

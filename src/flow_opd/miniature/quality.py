@@ -96,7 +96,7 @@ class QualityLoss:
         logits = self.net(batch.pixels)
         loss = functional.cross_entropy(logits, soft_levels(batch.level), reduction="sum")
         off = (expected_level(logits.detach()) - batch.level).abs().sum()
-        return LossOutput(loss, len(batch.level), {"loss": float(loss.detach()), "off": float(off)})
+        return LossOutput(loss, len(batch.level), {"loss": loss.detach(), "off": off})
 
 
 def new_quality_net(seed: int) -> QualityNet:

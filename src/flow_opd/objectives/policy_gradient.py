@@ -20,11 +20,10 @@ class ClippedPolicyGradient:
 
     name = "policy_gradient"
 
-    def __init__(self, dynamics: Dynamics, *, clip_range: float, advantage_clip: float) -> None:
-        """Takes the dynamics of the rollouts, the ratio's clip range and the advantages' clip."""
+    def __init__(self, dynamics: Dynamics, *, clip_range: float) -> None:
+        """Takes the dynamics of the rollouts and the ratio's clip range."""
         self.dynamics = dynamics
         self.clip_range = clip_range
-        self.advantage_clip = advantage_clip
 
     def __call__(self, velocity: Tensor, batch: TransitionBatch | ImageBatch) -> LossOutput:
         """Returns the loss summed over rows.
@@ -47,13 +46,12 @@ class ClippedPolicyGradient:
         grid = (batch.sigma, batch.sigma_next, batch.noise_level)
         step = self.dynamics(batch.latents, velocity, *grid)
         ratio = torch.exp(log_prob_mean(step, batch.next_latents) - batch.behaviour_log_prob)
-        advantage = batch.advantage.clamp(-self.advantage_clip, self.advantage_clip)
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        loss = torch.maximum(-advantage * ratio, -advantage * clipped).sum()
+        loss = torch.maximum(-batch.advantage * ratio, -batch.advantage * clipped).sum()
         with torch.no_grad():
             metrics = {
-                self.name: float(loss),
-                "ratio": float(ratio.sum()),
-                "clipped": float((ratio.sub(1).abs() > self.clip_range).float().sum()),
+                self.name: loss.detach(),
+                "ratio": ratio.sum(),
+                "clipped": (ratio.sub(1).abs() > self.clip_range).float().sum(),
             }
         return LossOutput(loss, len(batch), metrics)

@@ -20,4 +20,4 @@ class VelocityMatching:
         """Returns the loss of the student's velocity, [M, C, H, W]."""
         assert isinstance(batch, ImageBatch), "velocity matching needs clean latents"
         error = (velocity - target_velocity(batch.x0, batch.noise)).flatten(1).pow(2).mean(1).sum()
-        return LossOutput(error, len(batch), {self.name: float(error.detach())})
+        return LossOutput(error, len(batch), {self.name: error.detach()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from flow_opd.protocols import Term, VelocityField
 from flow_opd.types import ImageBatch, LossOutput, TransitionBatch
@@ -27,10 +28,10 @@ class WeightedTerms:
         if velocity is None:
             velocity = self.student.velocity(batch.latents, batch.sigma, batch.conditioning)
         total = torch.zeros((), device=velocity.device)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Tensor] = {}
         for weight, term in self.terms:
             output = term(velocity, batch)
             assert output.count == len(batch), f"{term.name} counted {output.count} of {len(batch)} rows"
             total = total + weight * output.total
             metrics.update(output.metrics)
-        return LossOutput(total, len(batch), {"loss": float(total.detach()), **metrics})
+        return LossOutput(total, len(batch), {"loss": total.detach(), **metrics})

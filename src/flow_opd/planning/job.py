@@ -6,7 +6,7 @@ A row is one state of one trajectory. Everything here is arithmetic on settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import CutMergeSettings
+from flow_opd.config.merge import CutMergeSettings, MergeMethodSpec
 from flow_opd.config.plan import TrainingSettings
+from flow_opd.config.state_weights import weighted_states
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
@@ -62,15 +63,20 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     rows, steps = settings.prompts_per_round, settings.sampling.num_steps
     updates = settings.updates_per_round()
     if isinstance(settings.objective, DirectKLSettings):
-        work = Work(student=rows * steps, teacher=rows * steps)
+        weighted = weighted_states(settings.state_weights, steps)
+        work = Work(student=rows * weighted, teacher=rows * weighted, rollout=rows * (steps - weighted))
     else:
         trained = rows * _steps_with_density(settings.sampling)
         work = Work(
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
     if settings.anchor is not None:
-        work = replace(work, anchor=work.student)
-    forms, notes = _distill_forms(settings, student, anchor)
+        asked = settings.anchor.share * (1 - _answered_by_teachers(settings, settings.anchor))
+        work = replace(work, anchor=work.student * asked)
+    named = {each.name: each.adapter for each in settings.teachers}
+    if settings.anchor is not None and settings.anchor.adapter is not None:
+        named[anchor] = settings.anchor.adapter
+    forms, notes = _forms(settings, named, student)
     return Job(
         settings=settings,
         forms=forms,
@@ -96,18 +102,30 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         reference=rows * trained / updates if reference else 0.0,
         decode=rows / updates,
     )
-    form = LoraForm.of(settings.lora)
+    forms, notes = _forms(settings, {}, student)
     return Job(
         settings=settings,
-        forms={student: form},
+        forms=forms,
         trajectories=rows,
         work=work,
         naive=work,
         decodes=True,
         pipelines=1 + reference,
         updates=settings.run.rounds * updates,
-        notes=(),
+        notes=notes,
     )
+
+
+def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> float:
+    """Returns the share of the rows whose teacher is the anchor, so that one answer serves both."""
+    shares = settings.task_shares or dict.fromkeys(settings.teacher_of_task(), 1.0)
+    same = [
+        task
+        for each in settings.teachers
+        for task in each.tasks
+        if each.name == anchor.teacher and each.guidance_scale == anchor.guidance_scale
+    ]
+    return sum(shares[task] for task in same) / sum(shares.values())
 
 
 def _steps_with_density(sampling: common.SamplingSettings) -> int:
@@ -118,38 +136,48 @@ def _steps_with_density(sampling: common.SamplingSettings) -> int:
     return len(steps_with_density(schedule, DYNAMICS.get(sampling.dynamics)))
 
 
-def _distill_forms(
-    settings: DistillSettings, student: str, anchor: str
+def _forms(
+    settings: TrainingSettings, named: Mapping[str, str], student: str
 ) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
-    """Returns the form of each adapter, the student last, and what had to be assumed."""
-    named = {each.name: each.adapter for each in settings.teachers}
-    if settings.anchor is not None and settings.anchor.adapter is not None:
-        named[anchor] = settings.anchor.adapter
+    """Returns the form of each adapter in memory, the student last, and what had to be assumed.
+
+    Args:
+        settings: of the training.
+        named: name -> adapter of the others; the teachers of a distillation come first.
+        student: name of the student.
+    """
+    usual, unknown = LoraForm(), []
+
+    def form(adapter: str) -> LoraForm:
+        found = _form(adapter)
+        if found is None:
+            unknown.append(adapter)
+        return found or usual
+
+    found = {name: form(adapter) for name, adapter in named.items()}
     start = settings.cold_start
-    if start is not None and start.adapter is not None:
-        named[student] = start.adapter
-    forms = {name: _form(adapter) for name, adapter in named.items()}
-    usual = LoraForm()
-    unknown = [named[name] for name, form in forms.items() if form is None]
-    found = {name: form or usual for name, form in forms.items()}
     if start is None:
         found[student] = LoraForm.of(settings.lora or common.LoraSettings())
-    elif start.merge is not None:
-        ranks = [found[each.name].rank for each in settings.teachers]
-        method = start.merge
-        alpha = None
-        if isinstance(method, CutMergeSettings):
-            rank, alpha = method.rank, method.alpha
-        else:
-            rank = max(ranks) if method.name == "factor-average" else sum(ranks)
-        targets = dict.fromkeys(
-            target for each in settings.teachers for target in found[each.name].target_modules
-        )
-        found[student] = LoraForm(rank, alpha or 2.0 * rank, tuple(targets))
+    elif start.adapter is not None:
+        found[student] = form(start.adapter)
+    else:
+        teachers = settings.teachers if isinstance(settings, DistillSettings) else ()
+        merged = [form(each) for each in start.adapters or ()] or [found[each.name] for each in teachers]
+        assert start.merge is not None
+        found[student] = _form_of_merge(start.merge, merged)
     if not unknown:
         return found, ()
     note = f"not on this machine, taken to have rank {usual.rank}: {', '.join(dict.fromkeys(unknown))}"
     return found, (note,)
+
+
+def _form_of_merge(method: MergeMethodSpec, merged: Sequence[LoraForm]) -> LoraForm:
+    targets = tuple(dict.fromkeys(target for form in merged for target in form.target_modules))
+    if isinstance(method, CutMergeSettings):
+        return LoraForm(method.rank, method.alpha or 2.0 * method.rank, targets)
+    ranks = [form.rank for form in merged]
+    rank = max(ranks) if method.name == "factor-average" else sum(ranks)
+    return LoraForm(rank, 2.0 * rank, targets)
 
 
 def _form(adapter: str) -> LoraForm | None:

@@ -15,7 +15,7 @@ from flow_opd.protocols import BatchSource, Objective, VelocityField
 from flow_opd.types import Conditioning, Prompt
 
 # Parts of a reading. A rollout is the student without gradients.
-STUDENT, ROLLOUT, TEACHER, ANCHOR, REFERENCE = "student", "rollout", "teacher", "anchor", "reference"
+STUDENT, ROLLOUT, REFERENCE = "student", "rollout", "reference"
 BACKWARD = "backward"
 
 
@@ -100,6 +100,7 @@ class Readings:
     checkpointed: Reading
     decode: Span  # of the images of a micro-batch
     teacher: float  # FLOPs of a teacher's velocity for one row, a mean over tasks
+    anchor: float  # FLOPs of the anchor's velocity for one row
 
     def of(self, checkpointing: bool) -> Reading:
         """Returns the reading with or without gradient checkpointing."""
@@ -114,7 +115,7 @@ class Readings:
             backward=backward,
             recompute=self.checkpointed.flops_per_row(BACKWARD) - backward,
             teacher=self.teacher,
-            anchor=plain(ANCHOR),
+            anchor=self.anchor,
             reference=plain(REFERENCE),
             decode=self.decode.flops / self.decode.rows,
         )

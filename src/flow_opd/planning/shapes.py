@@ -106,6 +106,7 @@ class ShapeBackbone:
         """
         self.inner = inner
         self.latent_shape: tuple[int, int, int] = inner.latent_shape
+        self.device = inner.device
         self.text = text
         self.pooled = pooled
         self.meter = meter
@@ -166,6 +167,12 @@ class SharedAdapters:
     def using(self, name: str | None) -> AbstractContextManager[None]:
         """Activates the adapter `name` (None = the bare base) inside the context."""
         return self.bank.using(None if name is None else self._representative[name])
+
+    def using_rows(self, parts: Sequence[tuple[str | None, int]]) -> AbstractContextManager[None]:
+        """Activates an adapter for each part of the rows, (adapter, number of rows)."""
+        return self.bank.using_rows(
+            [(None if name is None else self._representative[name], rows) for name, rows in parts]
+        )
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Returns the parameters that the adapter `name` has, though it may share them here."""

@@ -1,8 +1,8 @@
-"""Hard routing: each prompt belongs to the one teacher of its task."""
+"""Hard routing: each prompt belongs to the one teacher of its task, and to the rewards of its task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class HardRouter:
         self.teachers: tuple[str, ...] = tuple(dict.fromkeys(self.teacher_of_task.values()))
 
     def weights(self, conditioning: Conditioning) -> Tensor:
-        """Returns alpha, one-hot rows, [M, K], float32.
+        """Returns alpha, one-hot rows, [M, K], float32, on the CPU.
 
         Raises:
             DataError: if a row's task has no teacher.
@@ -33,7 +33,7 @@ class HardRouter:
                 raise DataError(_no_teacher(task, self.teacher_of_task))
         column = {teacher: index for index, teacher in enumerate(self.teachers)}
         columns = [column[self.teacher_of_task[task]] for task in conditioning.tasks]
-        alpha = torch.zeros(len(columns), len(self.teachers), device=conditioning.embeds.device)
+        alpha = torch.zeros(len(columns), len(self.teachers))
         alpha[range(len(columns)), columns] = 1.0
         return alpha
 
@@ -44,26 +44,69 @@ def check_routes(prompts: Iterable[Prompt], teacher_of_task: Mapping[str, str]) 
     Raises:
         DataError: naming all prompts' tasks without a teacher, and all teachers' tasks without a prompt.
     """
-    example: dict[str, Prompt] = {}
-    for prompt in prompts:
-        example.setdefault(prompt.task, prompt)
+    example = _examples(prompts)
     problems = [
         f"{_no_teacher(task, teacher_of_task)} The first such prompt: {prompt.text!r}."
         for task, prompt in example.items()
         if task not in teacher_of_task
     ]
     problems += [
-        explain(
-            f"teacher {teacher!r} has no prompt for its task",
-            value=task,
-            allowed=f"tasks that have prompts: {', '.join(sorted(example)) or 'none'}",
-            fix=f"{nearest(task, example).strip()} Add prompts of it or take it from the teacher".strip(),
-        )
+        _no_prompt(f"teacher {teacher!r}", task, example)
         for task, teacher in teacher_of_task.items()
         if task not in example
     ]
     if problems:
         raise DataError("\n".join(problems))
+
+
+def check_judged(prompts: Iterable[Prompt], tasks_of_reward: Mapping[str, Sequence[str] | None]) -> None:
+    """Checks that a reward judges every prompt, and that every reward has prompts of each of its tasks.
+
+    Args:
+        prompts: of the training.
+        tasks_of_reward: name of a reward -> tasks whose prompts it judges, None for all.
+
+    Raises:
+        DataError: naming all prompts' tasks without a reward, and all rewards' tasks without a prompt.
+    """
+    example = _examples(prompts)
+    judged = {task for tasks in tasks_of_reward.values() for task in (example if tasks is None else tasks)}
+    problems = [
+        explain(
+            "no reward judges the prompts of a task",
+            value=task,
+            allowed=f"the tasks of the rewards: {', '.join(sorted(judged))}",
+            fix=f"{nearest(task, judged).strip()} Correct the task or give it to a reward".strip(),
+        )
+        + f" The first such prompt: {prompt.text!r}."
+        for task, prompt in example.items()
+        if task not in judged
+    ]
+    problems += [
+        _no_prompt(f"reward {reward!r}", task, example)
+        for reward, tasks in tasks_of_reward.items()
+        for task in tasks or ()
+        if task not in example
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _examples(prompts: Iterable[Prompt]) -> dict[str, Prompt]:
+    """Returns the first prompt of each task."""
+    example: dict[str, Prompt] = {}
+    for prompt in prompts:
+        example.setdefault(prompt.task, prompt)
+    return example
+
+
+def _no_prompt(who: str, task: str, example: Mapping[str, Prompt]) -> str:
+    return explain(
+        f"{who} has no prompt for its task",
+        value=task,
+        allowed=f"tasks that have prompts: {', '.join(sorted(example)) or 'none'}",
+        fix=f"{nearest(task, example).strip()} Add prompts of it or take it from {who}".strip(),
+    )
 
 
 def _no_teacher(task: str, teacher_of_task: Mapping[str, str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from flow_opd.config.cold_start import ColdStartSettings
 from flow_opd.config.common import OptimizerSettings, SamplingSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.rewards import RewardSpec
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 
@@ -28,8 +30,11 @@ def recipe(settings: Training) -> list[tuple[str, str]]:
 def method(settings: Training) -> str:
     """Returns how the adapter was trained, in one sentence."""
     if isinstance(settings, TeacherSettings):
-        rewards = ", ".join(reward.name for reward in settings.rewards)
-        return f"Flow-GRPO on the reward {rewards}."
+        names = ", ".join(reward.name for reward in settings.rewards)
+        if len(settings.rewards) == 1:
+            return f"Flow-GRPO on the reward {names}."
+        mixed = any(reward.tasks is not None for reward in settings.rewards)
+        return f"{'GRPO-Mix: ' if mixed else ''}Flow-GRPO on the rewards {names}."
     count = len(settings.teachers)
     teachers = "one teacher" if count == 1 else f"{count} teachers"
     if isinstance(settings, DistillSettings):
@@ -55,24 +60,23 @@ def _sft(settings: SFTSettings) -> list[tuple[str, str]]:
 
 
 def _distillation(settings: DistillSettings) -> list[tuple[str, str]]:
-    anchor, start = settings.anchor, settings.cold_start
-    if start is None:
-        begins = "fresh adapter"
-    elif start.merge is not None:
-        begins = f"merge of the teachers ({start.merge.name})"
-    else:
-        begins = str(start.adapter)
+    anchor = settings.anchor
     return [
         ("objective", settings.objective.name),
         ("anchor", f"{anchor.teacher or anchor.adapter}, weight {anchor.weight:g}" if anchor else "none"),
-        ("cold start", begins),
+        ("cold start", _start(settings.cold_start, merged="the teachers")),
         ("rounds", f"{settings.run.rounds} of {settings.prompts_per_round} prompts"),
     ]
 
 
 def _flow_grpo(settings: TeacherSettings) -> list[tuple[str, str]]:
     return [
-        ("rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in settings.rewards)),
+        ("rewards", ", ".join(_reward(reward) for reward in settings.rewards)),
+        (
+            "advantages",
+            f"normalization {settings.reward_normalization}, spread of the {settings.advantage_spread}",
+        ),
+        ("cold start", _start(settings.cold_start, merged="")),
         (
             "rounds",
             f"{settings.run.rounds} of {settings.groups_per_round} x {settings.group_size} images",
@@ -80,6 +84,19 @@ def _flow_grpo(settings: TeacherSettings) -> list[tuple[str, str]]:
         ("clip range", f"{settings.clip_range:g}"),
         ("KL to the base", f"{settings.kl_weight:g}"),
     ]
+
+
+def _reward(reward: RewardSpec) -> str:
+    judged = "" if reward.tasks is None else f" on {' and '.join(reward.tasks)}"
+    return f"{reward.name}{judged} (weight {reward.weight:g})"
+
+
+def _start(start: ColdStartSettings | None, *, merged: str) -> str:
+    if start is None:
+        return "fresh adapter"
+    if start.merge is None:
+        return str(start.adapter)
+    return f"merge of {', '.join(start.adapters or (merged,))} ({start.merge.name})"
 
 
 def _sampling(sampling: SamplingSettings) -> str:

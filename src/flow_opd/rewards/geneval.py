@@ -26,17 +26,24 @@ class GenEvalReward:
 
     strict: the paper's metric, 0 or 1. The best `count` boxes of each class asked for must be there, all with
     the colour and in the position asked for; a class excluded at n must have fewer than n boxes.
-    continuous: the mean over the requirements of partial credits, as Flow-GRPO trains on (arXiv 2505.05470).
-    Differs: Flow-GRPO's code appends both 0 and 1 for a failed position; here it counts 0 once.
+    continuous: the mean over the requirements of partial credits, in [0, 1].
+    unclamped: the same with credits below 0 for numbers, as Flow-GRPO trains (arXiv 2505.05470): where one is
+    asked for, five found are worse than two, so that counting has a gradient there.
+    Differs: Flow-GRPO's server gives two credits for a failed position, 0 and then 1 all the same; here it
+    is one credit of 0.
 
     Judges prompts whose metadata has a "tag".
     """
 
     name = "geneval"
-    scale = (0.0, 1.0)
 
     def __init__(
-        self, detector: Detector, *, threshold: float = 0.0, counting_threshold: float = 0.0
+        self,
+        detector: Detector,
+        *,
+        threshold: float = 0.0,
+        counting_threshold: float = 0.0,
+        clamped: bool = True,
     ) -> None:
         """Keeps the detector.
 
@@ -44,12 +51,16 @@ class GenEvalReward:
             detector: finds the objects.
             threshold: detections count from above this score; GenEval's .3 belongs to its Mask2Former.
             counting_threshold: the same for the tag counting; GenEval's is .9.
+            clamped: scores by the continuous score, else by the unclamped one. With at most 16 objects of a
+                class that are counted, its lowest credit is 1 - |1 - 16| / 1 = -14.
         """
         self.detector = detector
         self.threshold, self.counting_threshold = threshold, counting_threshold
+        self.clamped = clamped
+        self.scale = (0.0 if clamped else 2.0 - MAX_PER_CLASS, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
-        """Returns the continuous score with the parts "strict" and "continuous".
+        """Returns the score that is trained on, with the parts "strict" and "continuous".
 
         Args:
             images: [B, 3, height, width], float, in [0, 1].
@@ -62,20 +73,19 @@ class GenEvalReward:
         rows = [row for row, prompt in enumerate(prompts) if "tag" in prompt.metadata]
         for row in rows:
             check_metadata(prompts[row], self.detector.classes, self.detector.colors)
-        strict, continuous = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+        values, strict, continuous = torch.zeros(3, len(prompts))
         valid = torch.zeros(len(prompts), dtype=torch.bool)
         pixels = to_pixels(images[rows]) if rows else np.zeros((0, 1, 1, 3), np.uint8)
         colored = [_colored(prompts[row].metadata) for row in rows]
         for row, detections in zip(rows, self.detector.detect(pixels, colored), strict=True):
             metadata = prompts[row].metadata
             objects = self._objects(detections, metadata["tag"])
-            strict[row], continuous[row] = (
-                float(strict_score(objects, metadata)),
-                continuous_score(objects, metadata),
-            )
+            values[row] = continuous_score(objects, metadata, clamped=self.clamped)
+            strict[row] = float(strict_score(objects, metadata))
+            continuous[row] = continuous_score(objects, metadata)
             valid[row] = True
         return RewardScores(
-            self.name, continuous, valid, self.scale, {"strict": strict, "continuous": continuous.clone()}
+            self.name, values, valid, self.scale, {"strict": strict, "continuous": continuous}
         )
 
     def _objects(self, detections: Sequence[Detection], tag: str) -> Objects:
@@ -104,17 +114,18 @@ def strict_score(objects: Objects, metadata: Mapping[str, Any]) -> bool:
     return None not in groups and not excess
 
 
-def continuous_score(objects: Objects, metadata: Mapping[str, Any]) -> float:
-    """Returns the mean of the partial credits, in [0, 1].
+def continuous_score(objects: Objects, metadata: Mapping[str, Any], *, clamped: bool = True) -> float:
+    """Returns the mean of the partial credits, in [0, 1], or below 0 if they are not clamped.
 
-    Each requirement gives max(0, 1 - |n - found| / n). One with a colour or a position gives a second credit:
-    0 where the number is wrong, else 1 - |n - rightly coloured| / n, or 1 / 0 for the position.
+    Each requirement gives 1 - |n - found| / n, clamped at 0. One with a colour or a position gives a second
+    credit: 0 where the number is wrong, else 1 - |n - rightly coloured| / n, or 1 / 0 for the position.
     """
     groups: list[Sequence[Detection] | None] = []
     credits: list[float] = []
     for need in metadata["include"]:
         group, count = objects.get(need["class"], ()), need["count"]
-        credits.append(max(0.0, 1 - abs(count - len(group)) / count))
+        credit = 1 - abs(count - len(group)) / count
+        credits.append(max(0.0, credit) if clamped else credit)
         fits = len(group) == count
         if "color" in need:
             colored = sum(one.color == need["color"] for one in group) if fits else 0

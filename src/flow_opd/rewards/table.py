@@ -1,64 +1,77 @@
-"""Several rewards as one number per image."""
+"""The rewards of a training: each judges the prompts of its tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flow_opd.errors import RewardError, explain
 from flow_opd.protocols import Reward
-from flow_opd.types import Prompt, RewardTable
+from flow_opd.types import Prompt, RewardScores, RewardTable
 
 
-class WeightedRewards:
-    """total = sum_i weight_i reward_i; a reward that fails raises, and nothing is replaced by 0."""
+@dataclass(frozen=True)
+class TrainingReward:
+    """A reward, how much it counts, and what it judges."""
 
-    def __init__(self, rewards: Sequence[tuple[float, Reward]], *, must_apply: bool = False) -> None:
-        """Takes [(weight, reward)]; every reward's own scale stays.
+    reward: Reward
+    weight: float = 1.0
+    tasks: tuple[str, ...] | None = None  # whose prompts it judges; None: all
 
-        Args:
-            rewards: weights and rewards.
-            must_apply: for training, where a prompt that a reward cannot judge is an error. An
-                evaluation scores what applies and reports the rest as invalid.
-        """
+    def rows(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Returns where the prompts stand that this reward judges."""
+        return [row for row, one in enumerate(prompts) if self.tasks is None or one.task in self.tasks]
+
+
+class TrainingRewards:
+    """All rewards of a run; one that fails or does not apply raises, and nothing is replaced by 0."""
+
+    def __init__(self, rewards: Sequence[TrainingReward]) -> None:
+        """Takes the rewards; every one's own scale stays."""
         self.rewards = list(rewards)
-        self.must_apply = must_apply
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
-        """Returns all scores of images [B, 3, height, width] in [0, 1], and their weighted total.
+        """Returns all scores of images [B, 3, height, width] in [0, 1]; a reward sees its own images alone.
 
         Raises:
-            RewardError: if a reward fails or returns another number of scores, or one that is not finite.
+            RewardError: if a reward fails, returns another number of scores or one that is not finite, or
+                does not apply to a prompt of its tasks.
         """
-        total = torch.zeros(len(prompts))
-        valid = torch.ones(len(prompts), dtype=torch.bool)
-        scores = {}
-        for weight, reward in self.rewards:
-            judged = reward.score(images, prompts)
-            if judged.values.shape != total.shape or not bool(
-                torch.isfinite(judged.values[judged.valid]).all()
-            ):
-                raise RewardError(
-                    explain(
-                        f"reward {reward.name!r} returned unusable scores",
-                        value=judged.values.tolist()[:4],
-                        allowed=f"{len(prompts)} finite numbers within {reward.scale}",
-                        fix="check the reward's model and its prompts' metadata",
-                    )
-                )
-            scores[reward.name] = judged
-            total = total + weight * torch.where(judged.valid, judged.values, torch.zeros_like(judged.values))
-            valid &= judged.valid
-        if self.must_apply and not bool(valid.all()):
-            stranger = prompts[int(torch.nonzero(~valid)[0])]
-            raise RewardError(
-                explain(
-                    "a training reward does not apply to a prompt",
-                    value=stranger.text,
-                    allowed=f"prompts with the metadata that {', '.join(scores)} need",
-                    fix="train on prompts of the reward's own task",
-                )
+        scores = {one.reward.name: _judge(one, images, prompts) for one in self.rewards}
+        return RewardTable(scores, {one.reward.name: one.weight for one in self.rewards})
+
+
+def _judge(one: TrainingReward, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+    """Returns a reward's scores, [B], 0 and not valid for the prompts of other tasks."""
+    reward, rows = one.reward, one.rows(prompts)
+    values, valid = torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
+    if rows:
+        judged = reward.score(images[rows], [prompts[row] for row in rows])
+        _check(judged, reward, [prompts[row] for row in rows])
+        values[rows], valid[rows] = judged.values.to(values), True
+    return RewardScores(reward.name, values, valid, reward.scale)
+
+
+def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> None:
+    if judged.values.shape != (len(prompts),) or not bool(torch.isfinite(judged.values[judged.valid]).all()):
+        raise RewardError(
+            explain(
+                f"reward {reward.name!r} returned unusable scores",
+                value=judged.values.tolist()[:4],
+                allowed=f"{len(prompts)} finite numbers within {reward.scale}",
+                fix="check the reward's model and its prompts' metadata",
             )
-        return RewardTable(scores, total, valid)
+        )
+    if not bool(judged.valid.all()):
+        stranger = prompts[int(torch.nonzero(~judged.valid)[0])]
+        raise RewardError(
+            explain(
+                f"the reward {reward.name!r} does not apply to a prompt of the task {stranger.task!r}",
+                value=stranger.text,
+                allowed=f"prompts with the metadata that {reward.name} needs",
+                fix="name the tasks that the reward judges under its 'tasks', or correct the prompt",
+            )
+        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import PromptEncoder
-from flow_opd.rollout.sampler import micro_rows
+from flow_opd.rollout.sampler import Repeatable, micro_rows
 from flow_opd.rollout.teacher_images import TeacherImages
 from flow_opd.types import ImageBatch, Prompt
 
@@ -41,9 +42,9 @@ class ImageBatches:
         """Nothing beyond the objective's own metrics."""
         return {}
 
-    def round(self, index: int) -> Iterator[Iterator[ImageBatch]]:
+    def round(self, index: int) -> Iterator[Repeatable[ImageBatch]]:
         """Yields the one update of round `index`."""
-        yield self._batches(index)
+        yield Repeatable(partial(self._batches, index))
 
     def _batches(self, index: int) -> Iterator[ImageBatch]:
         batching = self.batching

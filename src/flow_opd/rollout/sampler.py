@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from flow_opd.flow.gaussian import log_prob_mean, sample
+from flow_opd.flow.weights import step_response
 from flow_opd.protocols import Dynamics, VelocityField
-from flow_opd.types import Conditioning, Prompt, Rollout, Schedule
+from flow_opd.types import Conditioning, Prompt, Rollout, Schedule, StepDistribution
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Repeatable(Generic[Batch]):
+    """The micro-batches of an update, made anew each time that they are gone through."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Returns the first to the last micro-batch."""
+        return self.make()
 
 
 def draw_noise(latent_shape: tuple[int, int, int], generators: Sequence[Generator]) -> Tensor:
-    """Returns standard normal latents [B, C, H, W]; row i comes from generator i alone.
+    """Returns standard normal latents [B, C, H, W], on the CPU; row i comes from generator i alone.
 
     One generator a row makes an image a function of its own seed, whatever else is in the batch.
     """
     return torch.stack([torch.randn(latent_shape, generator=each) for each in generators])
 
 
-def schedule_rows(schedule: Schedule, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+class WalkNoise:
+    """The noise of whole trajectories, drawn beforehand and brought to the device at once.
+
+    Each generator gives the start, then the noise of each stochastic step, so an accelerator never waits
+    for noise in the middle of a walk.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        schedule: Schedule,
+        generators: Sequence[Generator],
+        device: torch.device,
+        starts: Sequence[Generator] | None = None,
+    ) -> None:
+        """Draws everything.
+
+        Args:
+            latent_shape: C, H, W.
+            schedule: its stochastic steps need noise.
+            generators: one for each of B trajectories.
+            device: where the walk happens.
+            starts: B generators for the start alone, where it is not to come from `generators`.
+        """
+        self.start = draw_noise(latent_shape, starts or generators).to(device)
+        """[B, C, H, W], the latents at sigma = 1."""
+        noisy = [step for step, level in enumerate(schedule.noise_levels.tolist()) if level > 0]
+        drawn = [draw_noise(latent_shape, generators) for _ in noisy]
+        self._steps = dict(zip(noisy, torch.stack(drawn).to(device) if drawn else (), strict=True))
+
+    def after(self, gaussian: StepDistribution, step: int) -> Tensor:
+        """Returns the latents after step `step`, [B, C, H, W]: its mean, with noise where it has some."""
+        return sample(gaussian, self._steps[step]) if step in self._steps else gaussian.mean
+
+
+def schedule_rows(
+    schedule: Schedule, step: int, count: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns sigma, sigma_next and the noise level of step `step`, each repeated to [count]."""
-    row = torch.ones(count)
-    return (
-        row * schedule.sigmas[step],
-        row * schedule.sigmas[step + 1],
-        row * schedule.noise_levels[step],
+    sigma, sigma_next, noise_level = (
+        torch.full((count,), value, device=device) for value in schedule.step(step)
     )
+    return sigma, sigma_next, noise_level
 
 
 def steps_with_density(schedule: Schedule, dynamics: Dynamics) -> list[int]:
@@ -36,12 +87,8 @@ def steps_with_density(schedule: Schedule, dynamics: Dynamics) -> list[int]:
 
     The last step of CPS has none, whatever its noise level.
     """
-    point = torch.zeros(1, 1, 1, 1)
-    return [
-        step
-        for step in range(len(schedule))
-        if bool((dynamics(point, point, *schedule_rows(schedule, step, 1)).std > 0).all())
-    ]
+    _, std = step_response(schedule, dynamics)
+    return torch.nonzero(std > 0).flatten().tolist()
 
 
 @torch.no_grad()
@@ -50,35 +97,28 @@ def rollout(
     conditioning: Conditioning,
     prompts: Sequence[Prompt],
     *,
-    latent_shape: tuple[int, int, int],
     schedule: Schedule,
     dynamics: Dynamics,
-    generators: Sequence[Generator],
-    starts: Sequence[Generator] | None = None,
+    noise: WalkNoise,
 ) -> Rollout:
-    """Returns the trajectories of `field`, one per row of `conditioning`.
+    """Returns the trajectories of `field`, one per row of `conditioning`, on the device of the noise.
 
     Args:
         field: the behaviour policy.
         conditioning, prompts: B rows.
-        latent_shape: C, H, W.
         schedule: T steps; log-probabilities are kept where a step has a density.
         dynamics: turns a velocity into the Gaussian of a step.
-        generators: B generators: the start, then the noise of each stochastic step.
-        starts: B generators for the start alone, where it is not to come from `generators`.
+        noise: of the B trajectories.
     """
-    state = draw_noise(latent_shape, starts or generators)
+    state = noise.start
+    conditioning = conditioning.to(state.device)
+    dense = set(steps_with_density(schedule, dynamics))
     states, log_probs = [state], []
     for step in range(len(schedule)):
-        sigma, sigma_next, noise_level = schedule_rows(schedule, step, len(state))
-        velocity = field.velocity(state, sigma, conditioning)
-        gaussian = dynamics(state, velocity, sigma, sigma_next, noise_level)
-        if schedule.noise_levels[step] > 0:
-            state = sample(gaussian, draw_noise(latent_shape, generators))
-        else:
-            state = gaussian.mean
-        has_density = bool((gaussian.std > 0).all())
-        log_probs.append(log_prob_mean(gaussian, state) if has_density else torch.zeros(len(state)))
+        grid = schedule_rows(schedule, step, len(state), state.device)
+        gaussian = dynamics(state, field.velocity(state, grid[0], conditioning), *grid)
+        state = noise.after(gaussian, step)
+        log_probs.append(log_prob_mean(gaussian, state) if step in dense else state.new_zeros(len(state)))
         states.append(state)
     return Rollout(tuple(prompts), conditioning, schedule, torch.stack(states, 1), torch.stack(log_probs, 1))
 
@@ -91,11 +131,14 @@ def generate_latents(
     latent_shape: tuple[int, int, int],
     sigmas: Tensor,
     generators: Sequence[Generator],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Returns x0, [B, C, H, W], by the deterministic Euler sampler on `sigmas` [T + 1]."""
-    state = draw_noise(latent_shape, generators)
-    for sigma, sigma_next in pairwise(sigmas):
-        velocity = field.velocity(state, sigma.expand(len(state)), conditioning)
+    """Returns x0, [B, C, H, W], by the deterministic Euler sampler on `sigmas` [T + 1], on `device`."""
+    state = draw_noise(latent_shape, generators).to(device)
+    conditioning = conditioning.to(device)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        rows = torch.full((len(state),), sigma, device=device)
+        velocity = field.velocity(state, rows, conditioning)
         state = state + velocity * (sigma_next - sigma)
     return state
 

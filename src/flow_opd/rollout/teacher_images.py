@@ -27,6 +27,7 @@ class ImageSampling:
     sigmas: Tensor  # [T + 1], descending; the steps of the ODE
     seeder: Callable[[int, int], Generator]  # (prompt, image of the prompt) -> generator of its noise
     batch_size: int  # images of one forward pass
+    device: torch.device | str = "cpu"  # where the field computes
     lockstep: bool = False  # whether all processes must call the field equally often
 
 
@@ -137,7 +138,8 @@ class TeacherImages:
             latent_shape=sampling.latent_shape,
             sigmas=sampling.sigmas,
             generators=[sampling.seeder(*divmod(row, self.images_per_prompt)) for row in rows],
-        )
+            device=sampling.device,
+        ).cpu()
         for prompt, latents in zip(prompts, x0, strict=True):
             if not bool(torch.isfinite(latents).all()):
                 raise NonFiniteError(

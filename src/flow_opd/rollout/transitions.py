@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from flow_opd.flow.weights import step_response
 from flow_opd.protocols import Dynamics
 from flow_opd.rollout.sampler import micro_rows, schedule_rows
 from flow_opd.types import Conditioning, Rollout, Schedule, TransitionBatch
@@ -24,27 +25,38 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
 
 
 def transitions(
-    rollout: Rollout, advantages: Tensor, *, rows: Sequence[int], steps: Sequence[int], micro_batch_size: int
+    rollout: Rollout,
+    advantages: Tensor,
+    *,
+    weights: Tensor,
+    rows: Sequence[int],
+    steps: Sequence[int],
+    micro_batch_size: int,
 ) -> Iterator[TransitionBatch]:
     """Yields the chosen steps of the chosen trajectories in micro-batches, step by step.
 
     Args:
         rollout: B trajectories with their behaviour log-probabilities.
         advantages: [B, T].
+        weights: what a squared velocity gap counts at each step, [T], on the CPU.
         rows: trajectories that take part.
         steps: stochastic steps that take part.
         micro_batch_size: rows of one batch; it changes memory, not gradients.
     """
     for step in steps:
+        weight = weights.tolist()[step]
         for part in micro_rows(len(rows), micro_batch_size):
             index = [rows[i] for i in part]
-            sigma, sigma_next, noise_level = schedule_rows(rollout.schedule, step, len(index))
+            sigma, sigma_next, noise_level = schedule_rows(
+                rollout.schedule, step, len(index), rollout.latents.device
+            )
             yield TransitionBatch(
                 latents=rollout.latents[index, step],
                 sigma=sigma,
                 sigma_next=sigma_next,
                 noise_level=noise_level,
                 conditioning=rollout.conditioning.rows(index),
+                weight=torch.full_like(sigma, weight),
                 next_latents=rollout.latents[index, step + 1],
                 behaviour_log_prob=rollout.log_prob_mean[index, step],
                 advantage=advantages[index, step],
@@ -78,10 +90,7 @@ def balanced_weights(schedule: Schedule, dynamics: Dynamics, steps: Sequence[int
         dynamics: turns a velocity into the Gaussian of a step.
         steps: trained steps, all with a std above 0.
     """
-    point, weights = torch.zeros(1, 1, 1, 1), torch.zeros(len(schedule))
-    for step in steps:
-        still, moved = (
-            dynamics(point, velocity, *schedule_rows(schedule, step, 1)) for velocity in (point, point + 1)
-        )
-        weights[step] = (moved.std / (moved.mean - still.mean).abs()).item()
-    return weights * (len(steps) / weights.sum())
+    response, std = step_response(schedule, dynamics)
+    weights, chosen = torch.zeros(len(schedule)), list(steps)
+    weights[chosen] = std[chosen] / response[chosen].abs()
+    return weights * (len(chosen) / weights.sum())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from flow_opd.flow.weights import StateWeights, transition_weights
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import Backbone, Dynamics, PromptEncoder, VelocityField
-from flow_opd.rollout.sampler import micro_rows
+from flow_opd.rollout.sampler import Repeatable, WalkNoise, micro_rows
 from flow_opd.rollout.walk import on_policy_walk
 from flow_opd.types import Prompt, Schedule, TransitionBatch
 
@@ -27,7 +30,14 @@ class Walks:
     schedule: Schedule
     dynamics: Dynamics
     micro_batch_size: int  # trajectories or transitions of one forward pass
+    rank_seeder: Callable[[int, int], torch.Generator] | None = None
+    """(round, step) -> generator of an order of the states; None where no target is asked at a share."""
+    state_weights: StateWeights = transition_weights  # what a velocity gap counts at each step
     processes: Processes = ALONE  # who shares the trajectories of a round
+
+    def weights(self) -> Tensor:
+        """Returns what a squared velocity gap counts at each step, [T]."""
+        return self.state_weights(self.schedule, self.dynamics)
 
 
 class WalkBatches:
@@ -48,22 +58,41 @@ class WalkBatches:
         """Nothing beyond the objective's own metrics."""
         return {}
 
-    def round(self, index: int) -> Iterator[Iterator[TransitionBatch]]:
+    def round(self, index: int) -> Iterator[Repeatable[TransitionBatch]]:
         """Yields the one update of round `index`."""
-        yield self._walks(index)
+        yield Repeatable(partial(self._walks, index))
 
     def _walks(self, index: int) -> Iterator[TransitionBatch]:
-        prompts = self.walks.prompts_of_round(index)
+        walks, device = self.walks, self.backbone.device
+        prompts = walks.prompts_of_round(index)
         # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
-        own = sorted(self.walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
+        own = sorted(walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
-            conditioning = self.walks.encoder.encode_prompts([prompts[row] for row in own])
-        for part in micro_rows(len(own), self.walks.micro_batch_size):
+            conditioning = walks.encoder.encode_prompts([prompts[row] for row in own]).to(device)
+        ranks = self._ranks(index, len(prompts))
+        for part in micro_rows(len(own), walks.micro_batch_size):
+            rows = own[part.start : part.stop]
             yield from on_policy_walk(
                 self.student,
                 conditioning.rows(list(part)),
-                latent_shape=self.backbone.latent_shape,
-                schedule=self.walks.schedule,
-                dynamics=self.walks.dynamics,
-                generators=[self.walks.seeder(index, own[place]) for place in part],
+                schedule=walks.schedule,
+                dynamics=walks.dynamics,
+                weights=walks.weights(),
+                noise=WalkNoise(
+                    self.backbone.latent_shape,
+                    walks.schedule,
+                    [walks.seeder(index, row) for row in rows],
+                    device,
+                ),
+                ranks=None if ranks is None else ranks[rows],
             )
+
+    def _ranks(self, index: int, total: int) -> Tensor | None:
+        """Returns a random order of the round's trajectories for each step, as places in (0, 1), [B, T]."""
+        if self.walks.rank_seeder is None:
+            return None
+        orders = [
+            torch.randperm(total, generator=self.walks.rank_seeder(index, step))
+            for step in range(len(self.walks.schedule))
+        ]
+        return (torch.stack(orders, 1) + 0.5) / total

@@ -164,7 +164,7 @@ def _teachers(settings: DistillSettings | SFTSettings) -> list[TeacherFacts]:
 
 def _cold_start(settings: Training) -> Cost | None:
     """Returns what the adapter that a student started from has cost; a merge costs nothing worth telling."""
-    start = settings.cold_start if isinstance(settings, DistillSettings) else None
+    start = None if isinstance(settings, SFTSettings) else settings.cold_start
     if start is None or start.adapter is None:
         return None
     files = _local_files(start.adapter)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.assembly.adapters import files_of, load_lora
@@ -15,6 +16,7 @@ from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, prompt_files
 from flow_opd.assembly.launch import check_shares, join_processes
 from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
 from flow_opd.assembly.teachers import routed_teachers
 from flow_opd.assembly.training import (
     STUDENT,
@@ -27,8 +29,8 @@ from flow_opd.assembly.training import (
 )
 from flow_opd.assembly.walks import build_walks
 from flow_opd.config.base import Settings
-from flow_opd.config.common import LoraSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
+from flow_opd.objectives.velocity_gap import Target
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.processes import Processes
@@ -36,11 +38,9 @@ from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.prompts.routing import check_routes
 from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
 from flow_opd.rollout.walk_batches import Walks
-from flow_opd.stages.merge import merge_by, print_report
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
 
-COLD_START = "cold_start"  # folder of the student's first weights, below the run folder
 ANCHOR = "anchor"
 
 
@@ -74,8 +74,7 @@ def distill(
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     backbone.free_vae()
-    bank = _bank(settings, backbone, processes)
-    start = bank.weights(STUDENT)
+    bank, start = _bank(settings, backbone, processes)
     if shard:
         shard_base(backbone.transformer, processes)
     groups = PromptRounds(
@@ -86,6 +85,7 @@ def distill(
         encoder,
         groups,
         settings.sampling,
+        weights=settings.state_weights,
         seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
@@ -104,34 +104,32 @@ def distill(
     record(config, folder, processes)
     if processes.is_main:
         start.write(folder / COLD_START, settings.base.path)
-    train(trainer, "distillation", show=("teacher_kl", "anchor_kl", "policy_gradient"))
+    train(trainer, "distillation", show=("teacher_gap", "anchor_gap", "policy_gradient"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: LoadedBackbone, processes: Processes) -> AdapterBank:
-    """Returns one base with the teachers, the anchor and the student at its cold start."""
+def _bank(
+    settings: DistillSettings, backbone: LoadedBackbone, processes: Processes
+) -> tuple[AdapterBank, LoraWeights]:
+    """Returns one base with the teachers, the anchor and the student, and the student's first weights."""
     bank = AdapterBank(backbone)
-    loras = []
+    loras = {}
     for teacher in settings.teachers:
-        loras.append(load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
-        bank.put(teacher.name, loras[-1])
+        loras[teacher.name] = load_lora(teacher.adapter, settings.base, key="teachers.adapter")
+        bank.put(teacher.name, loras[teacher.name])
     if settings.anchor is not None and settings.anchor.adapter is not None:
         bank.put(ANCHOR, load_lora(settings.anchor.adapter, settings.base, key="anchor.adapter"))
-    start = settings.cold_start
-    if start is None:
-        lora = LoraForm.of(settings.lora or LoraSettings())
-        bank.add(STUDENT, lora, derived_seed(settings.run.seed, "lora"))
-    elif start.adapter is not None:
-        bank.put(STUDENT, load_lora(start.adapter, settings.base, key="cold_start.adapter"))
-    else:
-        assert start.merge is not None
-        merged, report = merge_by(start.merge, loras, None, seed=settings.run.seed)
-        if processes.is_main:
-            print_report(report, [teacher.name for teacher in settings.teachers])
-        bank.put(STUDENT, merged)
-    bank.train(STUDENT)
-    return bank
+    start = put_student(
+        bank,
+        settings.cold_start,
+        settings.lora,
+        settings.base,
+        seed=settings.run.seed,
+        processes=processes,
+        teachers=loras,
+    )
+    return bank, start
 
 
 def _files(settings: DistillSettings) -> list[Path]:
@@ -139,10 +137,9 @@ def _files(settings: DistillSettings) -> list[Path]:
     named = [("teachers.adapter", teacher.adapter) for teacher in settings.teachers]
     if settings.anchor is not None and settings.anchor.adapter is not None:
         named.append(("anchor.adapter", settings.anchor.adapter))
-    if settings.cold_start is not None and settings.cold_start.adapter is not None:
-        named.append(("cold_start.adapter", settings.cold_start.adapter))
     adapters = [file for key, name in named for file in files_of(name, settings.base, key=key)]
-    return [*prompt_files(settings.prompts), *adapters]
+    start = cold_start_files(settings.cold_start, settings.base)
+    return [*prompt_files(settings.prompts), *adapters, *start]
 
 
 def policies_of(
@@ -151,15 +148,22 @@ def policies_of(
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
     batching = settings.compute.guidance_batching
     policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
-    anchor = settings.anchor
     return OPDPolicies(
         backbone=backbone,
         student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),
         teachers=routed_teachers(settings, backbone, encoder, bank),
-        anchor=policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale)
-        if anchor
-        else None,
-        anchor_weight=anchor.weight if anchor else 0.0,
+        anchor=None if settings.anchor is None else _anchor(settings, settings.anchor, policy),
+    )
+
+
+def _anchor(settings: DistillSettings, anchor: AnchorSettings, policy: Callable[..., Policy]) -> Target:
+    """Returns the anchor; it is asked at a whole number of the states of each step."""
+    asked = max(1, round(anchor.share * settings.prompts_per_round))
+    return Target(
+        "anchor_gap",
+        policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale),
+        weight=anchor.weight,
+        share=asked / settings.prompts_per_round,
     )
 
 

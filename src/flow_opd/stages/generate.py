@@ -55,8 +55,9 @@ def run(settings: GenerateSettings, *, resume: bool) -> Path:
                 latent_shape=backbone.latent_shape,
                 sigmas=sigmas,
                 generators=[generator(seed, "generate") for seed in seeds],
+                device=backbone.device,
             )
-            images = backbone.decode_latents(latents)
+            images = backbone.decode_latents(latents).cpu()
         for seed, image in zip(seeds, images, strict=True):
             file = folder / f"{name}-{seed}.png"
             write_bytes(file, png_bytes(np.asarray(_picture(image))))

@@ -18,17 +18,16 @@ from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
+from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.job import Job, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
 from flow_opd.planning.probe import (
-    ANCHOR,
     REFERENCE,
     ROLLOUT,
     STUDENT,
-    TEACHER,
     MeteredField,
     Reading,
     Readings,
@@ -44,7 +43,7 @@ from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
-from flow_opd.types import Prompt, RewardTable
+from flow_opd.types import Prompt, RewardScores, RewardTable
 
 SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
 
@@ -92,10 +91,11 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
     """Returns the readings of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
-    cost = 0.0
+    teacher, anchor = 0.0, 0.0
     if isinstance(job.settings, DistillSettings):
-        cost = _teacher_cost(job.settings, job, model, costliest=plain.flops_per_row(TEACHER))
-    return Readings(plain, checkpointed, decode=read_decode(model, rows), teacher=cost)
+        teacher, anchor = _costs_of_targets(job.settings, job, model)
+    decode = read_decode(model, rows)
+    return Readings(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor)
 
 
 def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:
@@ -113,21 +113,16 @@ def _distillation(
     objective = settings.objective
     if not isinstance(objective, DirectKLSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
-    small = settings.model_copy(update={"sampling": _short(settings.sampling), "objective": objective})
-    policies = distill.policies_of(small, model.backbone, model.backbone, model.adapters)
-    teacher, anchor = _costliest(settings, job), settings.anchor
-    student = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
-    metered = replace(
-        policies,
-        student=MeteredField(policies.student, model, STUDENT, kind=student, without_gradients=ROLLOUT),
-        teachers=MeteredField(policies.teachers, model, TEACHER, kind=_kind_of(teacher, job)),
+    anchor = settings.anchor and settings.anchor.model_copy(update={"share": 1.0})  # it may be all of them
+    small = settings.model_copy(
+        update={"sampling": _short(settings.sampling), "objective": objective, "anchor": anchor}
     )
-    if anchor is not None:
-        assert policies.anchor is not None
-        kind = _kind(job.forms[anchor.teacher or ANCHOR_ADAPTER], anchor.guidance_scale)
-        metered = replace(metered, anchor=MeteredField(policies.anchor, model, ANCHOR, kind=kind))
-    walks = _walks(model, small.sampling, task=teacher.tasks[0], prompts=rows, micro_batch_size=rows)
-    return distill.algorithm_of(small, metered, walks)
+    policies = distill.policies_of(small, model.backbone, model.backbone, model.adapters)
+    kind = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
+    student = MeteredField(policies.student, model, STUDENT, kind=kind, without_gradients=ROLLOUT)
+    task = _costliest(settings, job).tasks[0]
+    walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
+    return distill.algorithm_of(small, replace(policies, student=student), walks)
 
 
 def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
@@ -161,10 +156,6 @@ def _kind(form: LoraForm | None, guidance_scale: float) -> Hashable:
     return (form, guidance_scale != 1)
 
 
-def _kind_of(each: RoutedTeacherSettings, job: Job) -> Hashable:
-    return _kind(job.forms[each.name], each.guidance_scale)
-
-
 def _short(sampling: SamplingSettings) -> SamplingSettings:
     return sampling.model_copy(update=SHORT)
 
@@ -178,6 +169,7 @@ def _walks(
         model.backbone,
         groups,
         sampling,
+        weights=NamedStateWeights(name="velocity"),
         seed=0,
         micro_batch_size=micro_batch_size,
         processes=ALONE,
@@ -185,30 +177,33 @@ def _walks(
 
 
 def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
-    return max(settings.teachers, key=lambda each: (each.guidance_scale != 1, job.forms[each.name].rank))
+    """Returns the teacher whose rows take most; one that is no anchor, as the anchor then answers apart."""
+    anchor = settings.anchor and settings.anchor.teacher
+    return max(
+        settings.teachers,
+        key=lambda each: (
+            each.guidance_scale != 1,
+            each.extrapolation != 1,
+            job.forms[each.name].rank,
+            each.name != anchor,
+        ),
+    )
 
 
-def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, costliest: float) -> float:
-    """Returns the FLOPs of a teacher's velocity for one row, weighed by the shares of the tasks.
-
-    Args:
-        settings: of the distillation.
-        job: with the forms of the teachers.
-        model: the base.
-        costliest: what the costliest teacher takes, which is known already.
-    """
-    teachers = distill.policies_of(settings, model.backbone, model.backbone, model.adapters).teachers
-
-    measured = {_kind_of(_costliest(settings, job), job): costliest}
+def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) -> tuple[float, float]:
+    """Returns the FLOPs of a velocity for one row: a teacher's, a mean over tasks, and the anchor's."""
+    policies = distill.policies_of(settings, model.backbone, model.backbone, model.adapters)
+    measured: dict[Hashable, float] = {}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
-        kind = _kind_of(each, job)
+        kind = (job.forms[each.name], each.guidance_scale != 1, each.extrapolation != 1)
         if kind not in measured:
-            measured[kind] = read_velocity(model, teachers, each.tasks[0])
+            measured[kind] = read_velocity(model, policies.teachers, each.tasks[0])
         for task in each.tasks:
             share = settings.task_shares[task] if settings.task_shares else 1.0
             total, weights = total + share * measured[kind], weights + share
-    return total / weights
+    anchor = 0.0 if policies.anchor is None else read_velocity(model, policies.anchor.field, "")
+    return total / weights, anchor
 
 
 class _NoReward:
@@ -217,4 +212,5 @@ class _NoReward:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
         """Returns zeros."""
         rows = len(prompts)
-        return RewardTable({}, torch.zeros(rows), torch.ones(rows, dtype=torch.bool))
+        zeros = RewardScores("none", torch.zeros(rows), torch.ones(rows, dtype=torch.bool), (0.0, 0.0))
+        return RewardTable({"none": zeros}, {"none": 1.0})

@@ -130,6 +130,7 @@ def _draw(
         sigmas=backbone.sigmas(settings.num_steps),
         seeder=lambda prompt, image: generator(settings.run.seed, "sample", prompt, image),
         batch_size=settings.sample_batch_size,
+        device=backbone.device,
         lockstep=settings.compute.shard_base,
     )
     bar = ProgressBar("teachers' images", total_steps=len(samples), show=(), shown=processes.is_main)

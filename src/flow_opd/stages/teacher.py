@@ -1,4 +1,4 @@
-"""Trains a specialist by Flow-GRPO."""
+"""Trains by Flow-GRPO: a specialist on its own reward, or GRPO-Mix on the rewards of several tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.assembly.base import device_of, load_backbone
@@ -16,7 +15,8 @@ from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, prompt_files, reward_files
 from flow_opd.assembly.launch import check_shares, join_processes
 from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.rewards import build_reward
+from flow_opd.assembly.rewards import build_rewards
+from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
 from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,
@@ -27,12 +27,14 @@ from flow_opd.assembly.training import (
     train,
 )
 from flow_opd.assembly.walks import build_walks
+from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
+from flow_opd.flow.advantages import NORMALIZATIONS
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.policies.policy import Adapters, Policy
 from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.prompts.routing import check_judged
 from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
-from flow_opd.rewards.table import WeightedRewards
 from flow_opd.rollout.groups import GroupSampling
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import derived_seed, generator
@@ -40,7 +42,7 @@ from flow_opd.training.trainer import Trainer
 
 
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
-    """Trains one LoRA on one reward and returns the run folder; the result is in its `adapter`."""
+    """Trains one LoRA on its rewards and returns the run folder; the result is in its `adapter`."""
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
     images = settings.groups_per_round * settings.group_size
@@ -48,31 +50,38 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     updates = settings.updates_per_round
     check_shares(images, processes, key="groups_per_round", lockstep=shard, updates=updates)
     prompts = load_prompts(settings.prompts)
-    device = device_of(settings.compute, processes)
-    scorer = WeightedRewards(
-        [(spec.weight, build_reward(spec, device=device)) for spec in settings.rewards], must_apply=True
+    check_judged(prompts, {spec.name: spec.tasks for spec in settings.rewards})
+    seed = settings.run.seed
+    groups = PromptRounds(
+        prompts, derived_seed(seed, "prompts"), settings.groups_per_round, settings.task_shares
     )
+    scorer = build_rewards(settings.rewards, device=device_of(settings.compute, processes))
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     bank = AdapterBank(backbone)
-    bank.add(STUDENT, LoraForm.of(settings.lora), derived_seed(settings.run.seed, "lora"))
-    bank.train(STUDENT)
+    start = put_student(
+        bank, settings.cold_start, settings.lora, settings.base, seed=seed, processes=processes
+    )
     if shard:
         shard_base(backbone.transformer, processes)
-    groups = PromptRounds(prompts, derived_seed(settings.run.seed, "prompts"), settings.groups_per_round)
     walks = build_walks(
         backbone,
         encoder,
         groups,
         settings.sampling,
-        seed=settings.run.seed,
+        weights=NamedStateWeights(name="transition"),
+        seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
     )
     student = policy_of(settings, backbone, encoder, bank, STUDENT)
     reference = policy_of(settings, backbone, encoder, bank, None)
     source, objective = algorithm_of(settings, student, reference, backbone, walks, scorer)
-    files = [*prompt_files(settings.prompts), *reward_files(settings.rewards)]
+    files = [
+        *prompt_files(settings.prompts),
+        *reward_files(settings.rewards),
+        *cold_start_files(settings.cold_start, settings.base),
+    ]
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
@@ -84,6 +93,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
     )
     resume_or_restart(trainer, settings, resume=resume)
     record(settings, folder, processes)
+    if processes.is_main:
+        start.write(folder / COLD_START, settings.base.path)
     train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
     save_student(trainer, bank, base=settings.base.path)
     return folder
@@ -121,6 +132,11 @@ def algorithm_of(
         shared_start=settings.shared_start,
         steps_of_round=partial(_steps_of_round, settings),
         drawn_from=range(*settings.trained_range()),
+        advantages=partial(
+            NORMALIZATIONS.get(settings.reward_normalization),
+            round_spread=settings.advantage_spread == "round",
+        ),
+        advantage_clip=settings.advantage_clip,
         balanced_steps=settings.balanced_steps,
         updates_per_round=settings.updates_per_round,
     )
@@ -132,7 +148,6 @@ def algorithm_of(
         scorer,
         sampling,
         clip_range=settings.clip_range,
-        advantage_clip=settings.advantage_clip,
         kl_weight=settings.kl_weight,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ class LoopSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     ema: EMASettings | None = None
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    loss_scale: float = 1.0
+    """The loss times this is what is differentiated, and gradients are divided by it: small numbers would
+    be lost where the network computes in float16."""
 
     @property
     def total_steps(self) -> int:
@@ -147,15 +151,23 @@ class Trainer:
         return self.checkpoints.save(snapshot, identity=self.identity)
 
     def _update(self, micro_batches: Iterable[Any]) -> None:
-        """One optimizer step; gradients are sums over micro-batches, divided once by the total count."""
+        """One optimizer step; gradients are sums over micro-batches, divided once by the total count.
+
+        Numbers stay on the device until all work of the update is handed to it, and are read together.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self._accumulate(micro_batches)
+        names, sums = self._accumulate(micro_batches)
         gradients = self._gradients()
         assert gradients, "no gradient reached a trained parameter"
-        torch._foreach_div_(gradients, sums.rows)
+        self.processes.add_up(gradients)
+        self.processes.add_up([sums])
+        torch._foreach_div_(gradients, (sums[0] * self.settings.loss_scale).to(gradients[0]))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.optimizer.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
-            self._stop("gradient", sums.batch)
+        rows, total, *values, size = torch.cat([sums, norm.detach().to(sums).view(1)]).tolist()
+        if not math.isfinite(total):
+            self._stop("loss", micro_batches)
+        if not math.isfinite(size):
+            self._stop("gradient", micro_batches)
         rate = learning_rate(self.settings.optimizer, self.progress.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -163,46 +175,41 @@ class Trainer:
         self.progress.step += 1
         if self.average:
             self.average.update(self.progress.step, last=self.progress.step == self.settings.total_steps)
-        metrics = {name: value / sums.rows for name, value in sums.metrics.items()}
+        metrics = {name: value / rows for name, value in zip(names, values, strict=True)}
         metrics |= self.source.readings
-        metrics |= {"grad_norm": float(norm), "learning_rate": rate, "rows": sums.rows}
+        metrics |= {"grad_norm": size, "learning_rate": rate, "rows": rows}
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
 
-    def _accumulate(self, micro_batches: Iterable[Any]) -> _Sums:
-        """Adds up gradients, metrics and rows over the micro-batches of all processes.
+    def _accumulate(self, micro_batches: Iterable[Any]) -> tuple[list[str], Tensor]:
+        """Adds up gradients over the micro-batches of this process.
 
-        Raises:
-            NonFiniteError: if a loss is not finite. Every process works to the end of the update first: one
-                that left early would leave the others waiting for it.
+        Returns:
+            The names of the metrics, and the sums of rows, loss and metrics, [2 + number of metrics].
         """
-        metrics: dict[str, float] = {}
+        names: list[str] = []
+        readings: list[Tensor] = []
         rows = 0
-        batch: Any = None
-        broken: Any = None
         for batch in micro_batches:
             output = self.objective(batch)
-            if broken is None and not bool(torch.isfinite(output.total)):
-                broken = batch
-            output.total.backward()  # type: ignore[no-untyped-call]
+            (output.total * self.settings.loss_scale).backward()  # type: ignore[no-untyped-call]
             rows += output.count
-            for name, value in output.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
-        names = sorted(metrics)
-        numbers = [float(broken is not None), float(rows), *(metrics[name] for name in names)]
-        summed = torch.tensor(numbers, dtype=torch.float64)
-        self.processes.add_up([summed])
-        if summed[0] > 0:
-            self._stop("loss", broken)
-        self.processes.add_up(self._gradients())
-        return _Sums(dict(zip(names, summed[2:].tolist(), strict=True)), float(summed[1]), batch)
+            names = sorted(output.metrics)
+            readings.append(
+                torch.stack([output.total.detach(), *(output.metrics[name].detach() for name in names)])
+            )
+        stacked = torch.stack(readings)
+        precise = torch.float32 if stacked.device.type == "mps" else torch.float64
+        sums = stacked.sum(0, dtype=precise)
+        return names, torch.cat([torch.full_like(sums[:1], rows), sums])
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
-    def _stop(self, what: str, batch: Any) -> NoReturn:
-        """Ends the training; `batch` is None where another process has the one that broke."""
+    def _stop(self, what: str, micro_batches: Iterable[Any]) -> NoReturn:
+        """Ends the training; every process does, as the sums are the same everywhere."""
         step = self.progress.step + 1
+        batch = self._broken(micro_batches)
         file = self.folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
         saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
@@ -214,10 +221,17 @@ class Trainer:
             )
         )
 
+    def _broken(self, micro_batches: Iterable[Any]) -> Any:
+        """Goes through an update again and returns its first micro-batch with a loss or gradient that broke.
 
-class _Sums(NamedTuple):
-    """What an update was made of."""
-
-    metrics: Mapping[str, float]  # summed over rows
-    rows: float
-    batch: Any  # the last micro-batch of this process
+        All are gone through to the end, as other processes may wait for each; None if no own one broke.
+        """
+        broken: Any = None
+        for batch in micro_batches:
+            self.optimizer.zero_grad(set_to_none=True)
+            total = self.objective(batch).total
+            (total * self.settings.loss_scale).backward()
+            numbers = [total, *self._gradients()]
+            if broken is None and not all(bool(torch.isfinite(each).all()) for each in numbers):
+                broken = batch
+        return broken

@@ -1,0 +1,76 @@
+"""How far an adapter of the miniature is from its teachers, by noise level, on states that the teachers visit.
+
+    python benchmarks/gap_by_level.py ADAPTER
+
+Prints the mean |v - v_teacher|^2 at each step of the training's grid, that of the base, and their ratio.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.reading import read_adapter
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.teachers import routed_teachers
+from flow_opd.backbones.loading import load_backbone
+from flow_opd.config.common import PromptsSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.locations import locate
+from flow_opd.config.reader import read
+from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.flow.schedule import make_schedule
+from flow_opd.policies.policy import Policy
+from flow_opd.rollout.sampler import WalkNoise, rollout, schedule_rows
+from flow_opd.training.seeding import generator
+
+PROMPTS = 48  # held-out prompts of each domain
+
+
+def gaps(adapter: str) -> dict[str, Any]:
+    """Returns sigmas, the gap of the adapter and of the base at each of them, and the share that is left."""
+    settings = read(locate("asset:configs/distill.yaml"), DistillSettings)
+    backbone = load_backbone(settings.base, settings.compute)
+    bank = AdapterBank(backbone)
+    for teacher in settings.teachers:
+        bank.put(teacher.name, read_adapter(locate(teacher.adapter)))
+    bank.put("student", read_adapter(locate(adapter)))
+    teachers = routed_teachers(settings, backbone, backbone, bank)
+    policies = {name: Policy(backbone, adapters=bank, adapter=name) for name in ("student", None)}
+    sampling = settings.sampling
+    schedule = make_schedule(
+        backbone.sigmas(sampling.num_steps),
+        noise_level=sampling.noise_level,
+        stochastic_steps=sampling.stochastic_range(),
+    )
+    found = {name: torch.zeros(len(schedule)) for name in policies}
+    for teacher in settings.teachers:
+        task = teacher.tasks[0]
+        files = [PromptsSettings(path=f"asset:prompts/test/{task}.jsonl", limit=PROMPTS)]
+        prompts = load_prompts(files)
+        conditioning = backbone.encode_prompts(prompts)
+        seeds = [generator(0, "gap", task, row) for row in range(len(prompts))]
+        noise = WalkNoise(backbone.latent_shape, schedule, seeds, backbone.device)
+        dynamics = DYNAMICS.get(sampling.dynamics)
+        drawn = rollout(teachers, conditioning, prompts, schedule=schedule, dynamics=dynamics, noise=noise)
+        for step in range(len(schedule)):
+            here = (drawn.latents[:, step], schedule_rows(schedule, step, len(prompts))[0], conditioning)
+            with torch.no_grad():
+                target = teachers.velocity(*here)
+                for name, policy in policies.items():
+                    found[name][step] += (policy.velocity(*here) - target).pow(2).mean() / 4
+    return {
+        "sigmas": schedule.sigmas[:-1].tolist(),
+        "gap": found["student"].tolist(),
+        "base": found[None].tolist(),
+        "left": (found["student"] / found[None]).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    result = gaps(sys.argv[1])
+    for sigma, gap, base, left in zip(*result.values(), strict=True):
+        print(f"sigma {sigma:.3f}  gap {gap:.3e}  base {base:.3e}  left {left:.3f}")

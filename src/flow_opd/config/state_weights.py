@@ -1,0 +1,52 @@
+"""How much each state of a trajectory counts, apart from how much noise its step adds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flow_opd.config.base import NonNegativeFloat, Problem, Settings, named, refuse
+
+
+class NamedStateWeights(Settings):
+    """Weights that need no settings of their own."""
+
+    name: Literal["velocity", "transition", "sde", "x0"]
+    """'velocity': a gap in velocity counts the same at every state; 'transition': the KL of the step as it is
+    walked, where a deterministic step counts dsigma^2 / 2; 'sde': the KL as if every step added noise; 'x0':
+    a gap in the predicted image counts the same."""
+
+
+class CustomStateWeights(Settings):
+    """Weights of your own."""
+
+    name: Literal["custom"]
+    """Which weights these are."""
+    values: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+    """One for each step, relative to each other. A state of weight 0 asks neither teacher nor anchor."""
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> CustomStateWeights:
+        if not any(self.values):
+            fix = "raise one of them"
+            refuse([Problem(("values",), "no state counts", list(self.values), "one above 0", fix)])
+        return self
+
+
+StateWeightsSpec = Annotated[
+    Annotated[NamedStateWeights | CustomStateWeights, Field(discriminator="name")], BeforeValidator(named)
+]
+
+
+def weighted_states(spec: NamedStateWeights | CustomStateWeights, num_steps: int) -> int:
+    """Returns how many states of a walk of `num_steps` steps have a weight above 0."""
+    return num_steps if isinstance(spec, NamedStateWeights) else sum(value > 0 for value in spec.values)
+
+
+def state_weights_problems(spec: NamedStateWeights | CustomStateWeights, num_steps: int) -> list[Problem]:
+    """Returns what is wrong with weights for a walk of `num_steps` steps, under the key 'state_weights'."""
+    if isinstance(spec, NamedStateWeights) or len(spec.values) == num_steps:
+        return []
+    what, allowed = "weights for another number of steps", f"{num_steps} values, one for each step"
+    return [Problem(("state_weights", "values"), what, len(spec.values), allowed, "give one for each step")]

@@ -1,0 +1,91 @@
+"""How much each state of a trajectory counts: weights of the squared velocity gap, one for each step.
+
+Noise and weight are two choices: a step may add no noise and be learnt all the same, or add noise and not be
+learnt. Each function returns relative weights; `scaled` brings them to one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flow_opd.protocols import Dynamics
+from flow_opd.registry import Registry
+from flow_opd.types import Schedule
+
+StateWeights = Callable[[Schedule, Dynamics], Tensor]
+
+STATE_WEIGHTS: Registry[StateWeights] = Registry("state weights")
+
+
+def step_response(schedule: Schedule, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
+    """Returns d mean / d v and the std of each step, both [T]: every dynamics is linear in the velocity."""
+    count = len(schedule)
+    point = torch.zeros(count, 1, 1, 1)
+    grid = (schedule.sigmas[:-1], schedule.sigmas[1:], schedule.noise_levels)
+    still, moved = (dynamics(point, velocity, *grid) for velocity in (point, point + 1))
+    return (moved.mean - still.mean).flatten(), moved.std.flatten()
+
+
+@STATE_WEIGHTS.register("transition")
+def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+    """Returns w with transition KL = w |v_student - v_target|^2 for the steps as they are walked, [T].
+
+        w = (d mean / d v)^2 / (2 std^2);   at std = 0 the limit used is (d mean / d v)^2 / 2
+
+    A deterministic step then counts dsigma^2 / 2, a noisy one much more: the walk's choice of noise is its
+    choice of weights, too.
+
+    Source: Flow-OPD, arXiv 2605.08063 (transition KL); DiffusionOPD, arXiv 2605.15055 (ODE limit).
+    """
+    response, std = step_response(schedule, dynamics)
+    variance = std**2
+    return response**2 / (2 * torch.where(variance > 0, variance, torch.ones_like(variance)))
+
+
+@STATE_WEIGHTS.register("velocity")
+def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+    """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level."""
+    return torch.ones(len(schedule))
+
+
+@STATE_WEIGHTS.register("x0")
+def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+    """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level."""
+    return schedule.sigmas[:-1] ** 2
+
+
+def noisy_weights(noise_level: float) -> StateWeights:
+    """Returns the transition weights as if every step added noise of this level, however it is walked."""
+
+    def weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+        everywhere = torch.full_like(schedule.noise_levels, noise_level)
+        return transition_weights(Schedule(schedule.sigmas, everywhere), dynamics)
+
+    return weights
+
+
+def given_weights(values: tuple[float, ...]) -> StateWeights:
+    """Returns weights that are the same whatever the walk; the schedule must have as many steps."""
+
+    def weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+        assert len(values) == len(schedule), (values, len(schedule))
+        return torch.tensor(values)
+
+    return weights
+
+
+def scaled(weights: StateWeights) -> StateWeights:
+    """Returns the weights scaled so that a trajectory's add up to those of its transition KL.
+
+    Another choice of weights then moves weight between states and leaves the size of the loss, against which
+    clip norm, lambda and beta were chosen.
+    """
+
+    def whole(schedule: Schedule, dynamics: Dynamics) -> Tensor:
+        found = weights(schedule, dynamics)
+        return found * (transition_weights(schedule, dynamics).sum() / found.sum())
+
+    return whole
