@@ -59,7 +59,7 @@ loras = st.lists(
 def test_mean_by_stacking_is_the_mean_of_the_deltas(several: list[LoraWeights], alpha: float | None) -> None:
     merged, report = merge(several, method="mean", alpha=alpha)
     assert merged.rank == report.rank == sum(lora.rank for lora in several)
-    assert merged.alpha == (alpha or merged.rank)
+    assert merged.alpha == (alpha or 2 * merged.rank)
     assert report.kept_energy == 1.0
     assert_deltas(merged, deltas(several))
 
@@ -275,13 +275,80 @@ def test_unknown_method_and_options() -> None:
         MergeOptions(drop=1.0)
 
 
-def test_different_modules_or_shapes_are_refused() -> None:
+def test_different_shapes_are_refused() -> None:
     one, two = make(0), make(1)
-    fewer = LoraWeights(two.rank, two.alpha, {m: two.factors[m] for m in list(SHAPES)[:2]})
     swapped = LoraWeights(two.rank, two.alpha, {m: (b.T, a.T) for m, (a, b) in two.factors.items()})
-    for other in (fewer, swapped):
-        with pytest.raises(AdapterError, match="LoRA number 2 changes other modules or shapes"):
-            merge([one, other], method="mean")
+    with pytest.raises(AdapterError, match=r"LoRA number 2 has another shape of block\.0\.to_q"):
+        merge([one, swapped], method="mean")
+
+
+@pytest.mark.parametrize("method", MERGE_METHODS.names())
+def test_a_module_that_an_adapter_lacks_counts_as_zero(method: str) -> None:
+    one, two = make(0), make(1)
+    lacking, absent = list(SHAPES)[:2], list(SHAPES)[2]
+    fewer = LoraWeights(two.rank, two.alpha, {m: two.factors[m] for m in lacking})
+    zero = {absent: (two.factors[absent][0], torch.zeros_like(two.factors[absent][1]))}
+    whole = LoraWeights(two.rank, two.alpha, {**two.factors, **zero})
+    weights = [0.5, 0.5] if MERGE_METHODS.get(method).weights == "given" else None
+    rank = 6 if MERGE_METHODS.get(method).rank == "chosen" else None
+    options = MergeOptions(density=0.5, drop=0.3, seed=1)
+    expected = merge([one, whole], weights, method, rank, options=options)[0]
+    for order in ([one, fewer], [fewer, one]) if method != "dare" else ([one, fewer],):
+        merged, report = merge(order, weights, method, rank, options=options)
+        if method == "factor-average":  # its A is halved too, as that of a zero adapter would be
+            assert_deltas(merged, {m: expected.delta(m) for m in lacking})
+            assert_deltas(merged, {absent: one.delta(absent) / 4})
+        else:
+            assert_deltas(merged, {m: expected.delta(m) for m in SHAPES}, 1e-4)
+        missing = {teacher.missing for teacher in report.teachers}
+        assert missing == {(), (absent,)}
+        assert report.teachers[order.index(fewer)].missing == (absent,)
+        flat = torch.cat([merged.delta(m).flatten() for m in SHAPES])
+        own = torch.cat([whole.delta(m).flatten() for m in SHAPES])
+        cosine = torch.cosine_similarity(own, flat, dim=0).item()
+        assert report.teachers[order.index(fewer)].cosine == pytest.approx(cosine, abs=1e-5)
+
+
+ALPHAS = (16.0, 32.0, 64.0)
+
+
+@pytest.mark.parametrize("method", ["svd", "ties", "dare"])
+def test_the_delta_does_not_depend_on_alpha(method: str) -> None:
+    several = [make(seed) for seed in range(3)]
+    first, *others = (merge(several, method=method, rank=4, alpha=alpha)[0] for alpha in ALPHAS)
+    assert [first.alpha, *(each.alpha for each in others)] == list(ALPHAS)
+    for module in SHAPES:
+        delta = first.delta(module)
+        for other in others:
+            assert (other.delta(module) - delta).norm() / delta.norm() < 1e-6
+
+
+def test_how_far_a_learning_rate_moves_the_delta_goes_with_the_root_of_alpha_over_rank() -> None:
+    """The first step of Adam is lr times the sign of the gradient, in both factors.
+
+    delta' - delta = alpha / rank ((B + lr S_B) (A + lr S_A) - B A)
+                   = alpha / rank lr (S_B A + B S_A) + O(lr^2),
+    and of one merge both factors have the size 1 / sqrt(alpha / rank).
+    """
+    several, rate, module = [make(seed) for seed in range(3)], 1e-4, "block.0.to_q"
+    wish = torch.randn(SHAPES[module], generator=torch.Generator().manual_seed(9))
+    moved = []
+    for alpha in ALPHAS:
+        merged, _ = merge(several, method="svd", rank=4, alpha=alpha)
+        down, up = (factor.clone().requires_grad_() for factor in merged.factors[module])
+        before = merged.delta(module)
+        optimizer = torch.optim.Adam([down, up], lr=rate)
+        (merged.scale * up @ down * wish).sum().backward()
+        assert up.grad is not None
+        assert down.grad is not None
+        signs = up.grad.sign(), down.grad.sign()
+        closed = -rate * merged.scale * (signs[0] @ down + up @ signs[1]).detach()
+        optimizer.step()
+        step = merged.scale * (up @ down).detach() - before
+        assert (step - closed).norm() / closed.norm() < 0.01
+        moved.append(step.norm().item())
+    assert moved[1] / moved[0] == pytest.approx(2**0.5, rel=0.01)
+    assert moved[2] / moved[0] == pytest.approx(2.0, rel=0.01)
 
 
 def test_merge_in_the_bank_moves_the_weights_by_the_mean(bank: AdapterBank) -> None:

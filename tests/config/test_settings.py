@@ -259,6 +259,7 @@ def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: 
         ),
         (["roles={base: base, student: student, teachers: {txt: writer}}"], "a teacher of an unknown domain"),
         (["seeds=[1, 2, 1]"], "a seed given twice"),
+        (["domains.text.seeds=[0, 0]"], "a seed given twice in --set domains.text.seeds"),
         (["rewards.1={name: ocr}"], "a reward given twice"),
         (["rows={}"], "at least 1 item"),
         (["rewards.0.weight=2"], "does nothing in an evaluation in --set rewards.0.weight: 2"),
@@ -278,6 +279,11 @@ def test_rows_take_all_domains_unless_told_otherwise() -> None:
     assert list(settings.rows) == ["base", "student", "writer"]
     assert settings.domains_of("student") == ("text", "quality")
     assert settings.domains_of("writer") == ("text",)
+
+
+def test_a_domain_has_seeds_of_its_own_or_those_of_all() -> None:
+    settings = from_values(EVALUATE, EvaluateSettings, ["seeds=[3]", "domains.text.seeds=[0, 1, 2, 3]"])
+    assert (settings.seeds_of("text"), settings.seeds_of("quality")) == ((0, 1, 2, 3), (3,))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from flow_opd.evaluation.table import Results, Roles, ScoresByDomain, build_resu
 OWN = {"composition": "geneval", "text": "ocr", "preference": "pickscore", "quality": "deqa"}
 BASE = {"geneval": 0.63, "ocr": 0.59, "pickscore": 21.64, "deqa": 4.07}
 CARD = ProtocolCard(
-    steps=20, dynamics="ode", guidance={"base": 4.5}, resolution=(32, 32), prompts={}, seeds=(0,)
+    steps=20, dynamics="ode", guidance={"base": 4.5}, resolution=(32, 32), prompts={}, seeds={}
 )
 
 
@@ -121,7 +122,7 @@ def test_layout_of_results_json(table: Results) -> None:
     }
     cell = {"mean", "low", "high", "n", "missing"}
     for row in data["rows"]:
-        assert set(row) == {"name", "metrics", "average", "cells"}
+        assert set(row) == {"name", "metrics", "average", "cells", "tags"}
         assert all(set(one) == cell for one in row["metrics"].values())
         assert all(set(one) == cell for by in row["cells"].values() for one in by.values())
     for item in data["differences"]:
@@ -168,11 +169,12 @@ def test_the_card_hash_changes_with_the_protocol_and_not_with_the_order_of_keys(
     assert entry.name == "prompts.jsonl"
 
     def card(steps: int, prompts: dict[str, PromptFile]) -> ProtocolCard:
-        return ProtocolCard(steps, "ode", {"base": 4.5}, (32, 32), prompts, (0, 1))
+        return ProtocolCard(steps, "ode", {"base": 4.5}, (32, 32), prompts, {"text": (0, 1)})
 
     both, swapped = {"a": entry, "b": entry}, {"b": entry, "a": entry}
     assert card(20, both).short_hash() == card(20, swapped).short_hash()
     assert card(20, both).short_hash() != card(40, both).short_hash()
+    assert replace(card(20, both), resampled="lines").short_hash() != card(20, both).short_hash()
     assert len(card(20, both).short_hash()) == 12
     with pytest.raises(DataError, match="not there"):
         PromptFile.of(tmp_path / "none.jsonl", 1)

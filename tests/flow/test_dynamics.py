@@ -6,14 +6,16 @@ import math
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, diffusion, ode_step, sde_step
-from flow_opd.flow.gaussian import sample
+from flow_opd.flow.gaussian import log_prob_mean, sample
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.protocols import Dynamics
 from flow_opd.rollout.sampler import schedule_rows
+from flow_opd.types import StepDistribution
 from tiny import GaussianFlow, unconditional
 
 FLOW = GaussianFlow(mean=1.5, std=0.5)
@@ -124,6 +126,31 @@ def test_pure_noise_is_finite_and_uses_the_next_level() -> None:
         assert torch.isfinite(step.std).all()
     # .7 sqrt(.9 / .1) = 2.1, while sigma .9 itself gives the same g: 1 is replaced, .9 is not
     assert diffusion(rows(1.0, 0.9), rows(0.9, 0.8), rows(0.7, 0.7)).tolist() == pytest.approx([2.1, 2.1])
+
+
+def test_the_code_of_flow_grpo_differs_in_the_first_step_alone() -> None:
+    """Written anew from its description: sigma = 1 is replaced below the line only."""
+    draw = torch.Generator().manual_seed(4)
+    x, v, noise = (torch.randn(1, 16, 64, 64, generator=draw) for _ in range(3))
+    levels = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    levels.set_timesteps(10)
+    sigmas, gaps = levels.sigmas, []
+    for step in range(9):
+        sigma, after = sigmas[step], sigmas[step + 1]
+        below = after if sigma == 1 else sigma
+        g2 = 0.49 * sigma / (1 - below)
+        mean = x * (1 + g2 / (2 * sigma) * (after - sigma))
+        mean += v * (1 + g2 * (1 - sigma) / (2 * sigma)) * (after - sigma)
+        theirs = StepDistribution(mean, (g2 * (sigma - after)).sqrt().view(1, 1, 1, 1))
+        ours = sde_step(x, v, sigma.view(1), after.view(1), rows(0.7))
+        log_probs = [log_prob_mean(each, sample(each, noise)) for each in (ours, theirs)]
+        apart = (ours.mean - theirs.mean).norm() / theirs.mean.norm()
+        gaps.append((apart.item(), (log_probs[0] - log_probs[1]).item(), ours.std.item(), theirs.std.item()))
+    assert gaps[0] == pytest.approx((0.013, 0.0203, 0.6859, 0.7000), abs=1e-4)
+    for apart, log_prob, std, their_std in gaps[1:]:
+        assert apart < 1e-6
+        assert log_prob == pytest.approx(0, abs=1e-6)
+        assert std == pytest.approx(their_std, rel=1e-6)
 
 
 def test_cps_keeps_the_noise_of_its_grid() -> None:

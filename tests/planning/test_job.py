@@ -77,9 +77,10 @@ def test_adapters_are_read_from_their_configs(disk) -> None:
     ("start", "rank", "alpha"),
     [
         (None, 32, 64.0),  # a fresh adapter
-        ({"merge": {"name": "svd", "rank": 3}}, 3, 3.0),
-        ({"merge": "mean"}, 4, 4.0),  # stacked factors: 2 + 2
-        ({"merge": "factor-average"}, 2, 2.0),
+        ({"merge": {"name": "svd", "rank": 3}}, 3, 6.0),
+        ({"merge": {"name": "svd", "rank": 3, "alpha": 3.0}}, 3, 3.0),
+        ({"merge": "mean"}, 4, 8.0),  # stacked factors: 2 + 2
+        ({"merge": "factor-average"}, 2, 4.0),
     ],
 )
 def test_the_students_form_follows_its_start(disk, start, rank: int, alpha: float) -> None:

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from flow_opd.cli import app
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.plan import read_training
+from flow_opd.config.plan import PlanSettings, read_training
+from flow_opd.config.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
+from flow_opd.stages.plan import plan_training
 
 CARDS = ("A100 80GB", "A100 40GB", "H100 SXM", "H800 SXM", "RTX 4090")
 FLOPS = {
@@ -150,3 +152,9 @@ def test_mistakes_end_with_code_2(config: Path, words: list[str], parts: list[st
     assert result.stdout == ""
     for part in parts:
         assert part in result.stderr
+
+
+def test_a_walk_that_would_train_one_step_is_refused_before_weights_are_loaded(disk) -> None:
+    values = disk.distillation(sampling={"num_steps": 10, "dynamics": "cps", "guidance_scale": 3.0})
+    with pytest.raises(ConfigError, match=r"step 8 of CPS adds noise"):
+        plan_training(from_values(values, DistillSettings), PlanSettings())

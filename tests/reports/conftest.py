@@ -16,6 +16,7 @@ from flow_opd.files import write_json
 from flow_opd.reports.grid import PictureRow, Pictures, save_pictures
 
 DOMAINS = ("composition", "text", "preference", "quality")
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 TEACHERS = {domain: f"teacher-{domain}" for domain in DOMAINS}
 MEANS = {  # geneval, ocr, pickscore, deqa
     "base": (0.52, 0.48, 21.2, 3.10),
@@ -53,9 +54,9 @@ def write_run(folder: Path, *, prompts: int = 500, updates: int = 300) -> Path:
             for domain in DOMAINS
         }
         strict = binary(geneval, "composition")
-        rows[name]["composition"]["geneval"] = _scores(ids, strict)
+        rows[name]["composition"]["geneval"] = _scores(ids, strict, TAGS)
         rows[name]["composition"]["geneval_continuous"] = _scores(
-            ids, 0.6 * strict + 0.4 * binary(0.7, "text")
+            ids, 0.6 * strict + 0.4 * binary(0.7, "text"), TAGS
         )
         rows[name]["text"]["ocr"] = _scores(ids, 1 - (1 - binary(ocr, "text")) / 1.5 * 1.4)
         picks = pickscore + hard["preference"] + generator.normal(0, 0.4, prompts)
@@ -69,7 +70,7 @@ def write_run(folder: Path, *, prompts: int = 500, updates: int = 300) -> Path:
             domain: PromptFile(f"{domain}-test.jsonl", f"{index}a" * 32, prompts)
             for index, domain in enumerate(DOMAINS)
         },
-        seeds=(0,),
+        seeds={domain: (0, 1, 2, 3) if domain == "composition" else (0,) for domain in DOMAINS},
     )
     results = build_results(
         rows,
@@ -105,8 +106,9 @@ def pictures(generator: np.random.Generator) -> Pictures:
     return Pictures(columns, tuple(rows))
 
 
-def _scores(ids: list[str], values: NDArray[np.float64]) -> Scores:
-    return Scores.of(ids, [0] * len(ids), values)
+def _scores(ids: list[str], values: NDArray[np.float64], tags: tuple[str, ...] = ("",)) -> Scores:
+    own = [tags[index % len(tags)] for index in range(len(ids))]
+    return Scores.of(ids, [0] * len(ids), values, tags=own)
 
 
 def _write_curves(file: Path, updates: int, generator: np.random.Generator) -> None:

@@ -73,8 +73,11 @@ def test_the_numbers_of_the_results_are_on_the_page(folder: Path) -> None:
         assert f"{cell['mean']:.3f}" in text
         assert f"{cell['low']:.3f} to {cell['high']:.3f}" in text
         assert f"{row['metrics']['deqa']['mean']:.2f}" in text
+        assert f"{row['tags']['geneval']['counting']['mean']:.3f}" in text
     assert f"{100 * results['retention']['text']['mean']:.0f}\N{NO-BREAK SPACE}%" in text
     assert results["protocol"]["hash"] in text
+    assert "composition 0, 1, 2, 3; preference 0;" in text
+    assert results["protocol"]["resampled"] in text
 
 
 def test_the_best_of_each_column_is_bold(folder: Path) -> None:

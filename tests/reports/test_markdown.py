@@ -35,13 +35,19 @@ def test_every_table_says_what_the_results_say(run_folder: Path) -> None:
     quality = lines_of(text, "DeQA by prompts")
     assert quality["student"][0].startswith(f"{student.cells['composition']['deqa'].mean:.2f} (")
     assert "GenEval by prompts" not in text, "it judges its own prompts only"
+    tags = lines_of(text, "GenEval by tag")
+    assert tags["GenEval by tag"] == list(student.tags["geneval"])
+    assert len(tags["student"]) == 6
+    counting = student.tags["geneval"]["counting"]
+    assert tags["student"][2] == f"{counting.mean:.3f} ({counting.low:.3f} to {counting.high:.3f})"
 
 
 def test_what_was_not_measured_is_a_dash(run_folder: Path) -> None:
     data = json.loads((run_folder / "results.json").read_text())
-    data["rows"][0] |= {"metrics": {}, "average": None, "cells": {}}
+    data["rows"][0] |= {"metrics": {}, "average": None, "cells": {}, "tags": {}}
     data |= {"differences": [], "retention": {}}
     text = results_markdown(Results.model_validate(data))
     assert lines_of(text, "policy")["base"] == ["–"] * 5
+    assert lines_of(text, "GenEval by tag")["base"] == ["–"] * 6
     assert "paired difference" not in text
     assert "kept" not in text.split("\n\n", 1)[1]

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flow_opd.reports.numbers import duration, headline, number, percent, signed
+from flow_opd.reports.numbers import (
+    duration,
+    headline,
+    images_per_prompt,
+    number,
+    percent,
+    seeds_by_domain,
+    signed,
+)
 from flow_opd.reports.run import Results, load_results
 from flow_opd.reports.terminal import results_view
 
@@ -22,6 +30,13 @@ def test_how_numbers_are_written() -> None:
         "94\N{NO-BREAK SPACE}%",
     ]
     assert [duration(7.2), duration(511.9), duration(7260)] == ["7 s", "8 min 31 s", "2 h 1 min"]
+
+
+def test_seeds_are_said_once_where_all_domains_have_the_same() -> None:
+    assert seeds_by_domain({"text": (0, 1), "quality": (0, 1)}) == "0, 1"
+    assert seeds_by_domain({"composition": (0, 1), "text": (0,)}) == "composition 0, 1; text 0"
+    assert images_per_prompt({"composition": (0, 1), "text": (0,)}) == "1 to 2"
+    assert images_per_prompt({"composition": (0, 1), "text": (3, 4)}) == "2"
 
 
 @pytest.mark.parametrize(

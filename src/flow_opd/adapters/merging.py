@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,56 +12,8 @@ from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
+from flow_opd.adapters.merge_report import MergeReport, ModuleReport, compare, kept_energy, share
 from flow_opd.errors import AdapterError, explain
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """What cutting to the rank did to one module; energy = squared Frobenius norm of a delta."""
-
-    energy: float  # of the method's delta before the cut
-    kept_energy: float  # share in [0, 1]; 1 if there was none to lose
-
-
-@dataclass(frozen=True)
-class TeacherReport:
-    """How much of one teacher's delta, over all modules, is in the merge."""
-
-    cosine: float | None  # between its delta and the merged one; None if either is zero
-    norm_ratio: float | None  # |merged delta| / |its delta|; None if its delta is zero
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did."""
-
-    method: str
-    rank: int
-    alpha: float
-    weights: tuple[float, ...]  # K
-    kept_energy: float  # over all modules, share in [0, 1]
-    modules: Mapping[str, ModuleReport]
-    teachers: tuple[TeacherReport, ...]  # K, in the order given
-    notes: tuple[str, ...]
-
-    @property
-    def lost_energy(self) -> float:
-        """The share of the energy that the cut to the rank lost, in [0, 1]."""
-        return 1.0 - self.kept_energy
-
-    @property
-    def layers(self) -> dict[str, ModuleReport]:
-        """What the cut did to each layer of the transformer, such as "transformer_blocks.3", in order."""
-        grouped: dict[str, list[ModuleReport]] = {}
-        for module, report in self.modules.items():
-            grouped.setdefault(_layer_of(module), []).append(report)
-        ordered = sorted(
-            grouped, key=lambda name: [int(part) if part.isdigit() else part for part in name.split(".")]
-        )
-        return {
-            name: ModuleReport(sum(each.energy for each in grouped[name]), _kept(grouped[name]))
-            for name in ordered
-        }
 
 
 def merge(
@@ -75,15 +26,17 @@ def merge(
 ) -> tuple[LoraWeights, MergeReport]:
     """Returns one LoRA made of several, and the report.
 
-    Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so.
+    Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so. A
+    module that one of them does not change has a delta of zero there.
 
     Args:
-        loras: K LoRAs with the same modules.
+        loras: K LoRAs whose common modules have the same shapes.
         weights: w_k, used as they are; None = 1 / K each. Method "mean" takes none, "weighted" needs them.
         method: a name of MERGE_METHODS.
         rank: of the result, for methods that cut ("svd", "ties", "dare"), or less if there is less to keep.
             The others have their own: the sum ("mean", "weighted"), the common one ("factor-average").
-        alpha: of the result; None = its rank. The delta does not depend on it.
+        alpha: of the result, whose delta does not depend on it but whose training does (`_to_lora`); None =
+            twice its rank, as in the published adapters.
         options: of TIES and DARE.
 
     Raises:
@@ -91,17 +44,11 @@ def merge(
         AdapterError: if the LoRAs do not fit each other, or weights or rank do not fit the method.
     """
     chosen = MERGE_METHODS.get(method)
-    _check_modules(loras)
+    _shapes(loras)
     shares = _shares(chosen, method, weights, len(loras))
     if chosen.rank == "chosen" and (rank is None or rank < 1):
-        raise AdapterError(
-            explain(
-                f"rank of merge method {method!r}",
-                value=rank,
-                allowed="1 and above",
-                fix="say which rank to keep",
-            )
-        )
+        what, fix = f"rank of merge method {method!r}", "say which rank to keep"
+        raise AdapterError(explain(what, value=rank, allowed="1 and above", fix=fix))
     merged, modules = _combine(loras, shares, chosen, rank, options or MergeOptions())
     result_rank = max(delta.rank for delta in merged.values())
     if chosen.rank == "own" and rank not in (None, result_rank):
@@ -113,15 +60,19 @@ def merge(
                 fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
             )
         )
-    result = _to_lora(merged, result_rank, float(result_rank) if alpha is None else alpha, loras)
+    result = _to_lora(
+        merged,
+        LoraForm(result_rank, 2.0 * result_rank if alpha is None else alpha, _targets(loras)),
+        balanced=chosen.rank == "chosen",
+    )
     report = MergeReport(
         method=method,
         rank=result.rank,
         alpha=result.alpha,
         weights=shares,
-        kept_energy=_kept(modules.values()),
+        kept_energy=kept_energy(modules.values()),
         modules=modules,
-        teachers=tuple(_compare(lora, merged) for lora in loras),
+        teachers=tuple(compare(lora, merged) for lora in loras),
         notes=_notes(loras, rank, result_rank),
     )
     return result, report
@@ -137,8 +88,8 @@ def _combine(
     """Returns each module's merged delta, cut to the rank if the method wants that, and its report."""
     merged: dict[str, LowRank] = {}
     modules: dict[str, ModuleReport] = {}
-    for module in sorted(loras[0].factors):
-        parts = [LowRank.of(lora, module) for lora in loras]
+    for module in sorted(_shapes(loras)):
+        parts = _parts(loras, module)
         whole = chosen.combine(parts, shares, options, _generator(options.seed, module))
         if chosen.rank == "own":
             assert isinstance(whole, LowRank)
@@ -147,35 +98,52 @@ def _combine(
             assert rank is not None
             cut = whole.truncated(rank) if isinstance(whole, LowRank) else nearest_to(whole, rank)
             merged[module], kept, lost = cut
-        modules[module] = ModuleReport(kept + lost, _share(kept, kept + lost))
+        modules[module] = ModuleReport(kept + lost, share(kept, kept + lost))
     return merged, modules
 
 
-def _check_modules(loras: Sequence[LoraWeights]) -> None:
-    """Raises AdapterError unless all LoRAs change the same modules of the same shapes."""
+def _shapes(loras: Sequence[LoraWeights]) -> dict[str, tuple[int, int]]:
+    """Returns each module that any of the LoRAs changes with its shape, (out, in).
+
+    Raises:
+        AdapterError: if there is no LoRA, or two give one module different shapes.
+    """
     if not loras:
         raise AdapterError(
             explain("nothing to merge", value=0, allowed="one LoRA or more", fix="name the adapters")
         )
-    shapes = [
-        {module: (up.shape[0], down.shape[1]) for module, (down, up) in lora.factors.items()}
+    shapes: dict[str, tuple[int, int]] = {}
+    for index, lora in enumerate(loras, start=1):
+        for module, (down, up) in lora.factors.items():
+            shape = (up.shape[0], down.shape[1])
+            if shapes.setdefault(module, shape) != shape:
+                raise AdapterError(
+                    explain(
+                        f"LoRA number {index} has another shape of {module} than one before it",
+                        value=shape,
+                        allowed=shapes[module],
+                        fix="merge adapters of one base",
+                    )
+                )
+    return shapes
+
+
+def _parts(loras: Sequence[LoraWeights], module: str) -> list[LowRank]:
+    """Returns the K deltas of a module, zero of the LoRA's own rank where it does not change the module."""
+    known = next(lora.factors[module] for lora in loras if module in lora.factors)
+    return [
+        LowRank.of(lora, module)
+        if module in lora.factors
+        else LowRank(
+            torch.zeros(known[1].shape[0], lora.rank, dtype=torch.float64),
+            torch.zeros(lora.rank, known[0].shape[1], dtype=torch.float64),
+        )
         for lora in loras
     ]
-    for index, other in enumerate(shapes[1:], start=1):
-        if other != shapes[0]:
-            differing = sorted(
-                module
-                for module in other.keys() | shapes[0].keys()
-                if other.get(module) != shapes[0].get(module)
-            )
-            raise AdapterError(
-                explain(
-                    f"LoRA number {index + 1} changes other modules or shapes than the first",
-                    value=differing[:5],
-                    allowed="the same modules with the same shapes",
-                    fix="merge adapters of one base that were trained with the same target modules",
-                )
-            )
+
+
+def _targets(loras: Sequence[LoraWeights]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(target for lora in loras for target in lora.target_modules))
 
 
 def _shares(
@@ -224,51 +192,28 @@ def _generator(seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _layer_of(module: str) -> str:
-    """Returns the name of a module up to its first number, or its first part."""
-    parts = module.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
-    return ".".join(parts[: number + 1])
+def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -> LoraWeights:
+    """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros.
 
+    AdamW moves every entry of both factors by about the learning rate, so the delta moves by
+    lr alpha / rank (S_B A + B S_A), S the signs of the steps. Balanced factors have the size
+    1 / sqrt(alpha / rank), so the delta moves by lr sqrt(alpha / rank).
 
-def _kept(modules: Collection[ModuleReport]) -> float:
-    """Returns the share of the energy of all these modules together that was kept."""
-    kept = sum(report.energy * report.kept_energy for report in modules)
-    return _share(kept, sum(report.energy for report in modules))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 1.0
-
-
-def _to_lora(
-    merged: Mapping[str, LowRank], rank: int, alpha: float, loras: Sequence[LoraWeights]
-) -> LoraWeights:
-    """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros."""
-    targets = dict.fromkeys(target for lora in loras for target in lora.target_modules)
-    settings = LoraForm(rank, alpha, tuple(targets))
+    Args:
+        merged: module -> delta.
+        form: rank, alpha and targets of the result.
+        balanced: divides both factors by the root of alpha / rank, which keeps factors of equal size equal;
+            else B alone by all of it, which keeps A.
+    """
+    scale_down = math.sqrt(form.scale) if balanced else 1.0
     factors = {}
     for module, delta in merged.items():
-        up = torch.zeros(delta.up.shape[0], rank)
-        down = torch.zeros(rank, delta.down.shape[1])
-        up[:, : delta.rank] = delta.up / settings.scale
-        down[: delta.rank] = delta.down
+        up = torch.zeros(delta.up.shape[0], form.rank)
+        down = torch.zeros(form.rank, delta.down.shape[1])
+        up[:, : delta.rank] = delta.up / (form.scale / scale_down)
+        down[: delta.rank] = delta.down / scale_down
         factors[module] = (down, up)
-    return LoraWeights(rank, alpha, factors, settings.target_modules)
-
-
-def _compare(lora: LoraWeights, merged: Mapping[str, LowRank]) -> TeacherReport:
-    """Returns cosine and norm ratio of a teacher's delta and the merged one, over all modules together."""
-    own = product = other = 0.0
-    for module, delta in merged.items():
-        part = LowRank.of(lora, module)
-        own += part.inner(part)
-        product += part.inner(delta)
-        other += delta.inner(delta)
-    if own <= 0:
-        return TeacherReport(None, None)
-    other = max(other, 0.0)
-    return TeacherReport(product / math.sqrt(own * other) if other > 0 else None, math.sqrt(other / own))
+    return LoraWeights(form.rank, form.alpha, factors, form.target_modules)
 
 
 def _notes(loras: Sequence[LoraWeights], asked: int | None, rank: int) -> tuple[str, ...]:

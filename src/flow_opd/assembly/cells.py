@@ -74,9 +74,9 @@ class Cells:
             "adapter": adapter,
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
-            "file": settings.domains[domain].model_dump(mode="json", exclude=set(PROMPT_CHECKS)),
+            "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
             "rewards": [reward.model_dump(mode="json", exclude=set(TRAINING)) for reward in settings.rewards],
             "steps": settings.num_steps,
-            "seeds": [settings.run.seed, *settings.seeds],
+            "seeds": [settings.run.seed, *settings.seeds_of(domain)],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

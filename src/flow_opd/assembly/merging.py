@@ -9,13 +9,9 @@ from rich.table import Table
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
-from flow_opd.adapters.merging import MergeReport, merge
-from flow_opd.config.merge import (
-    DAREMergeSettings,
-    MergeMethodSpec,
-    SVDMergeSettings,
-    TIESMergeSettings,
-)
+from flow_opd.adapters.merge_report import MergeReport
+from flow_opd.adapters.merging import merge
+from flow_opd.config.merge import CutMergeSettings, DAREMergeSettings, MergeMethodSpec, TIESMergeSettings
 
 
 def merge_by(
@@ -27,17 +23,16 @@ def merge_by(
         drop=method.drop if isinstance(method, DAREMergeSettings) else MergeOptions.drop,
         seed=seed,
     )
-    rank = (
-        method.rank if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings) else None
-    )
-    return merge(loras, weights, method.name, rank=rank, options=options)
+    if isinstance(method, CutMergeSettings):
+        return merge(loras, weights, method.name, rank=method.rank, alpha=method.alpha, options=options)
+    return merge(loras, weights, method.name, options=options)
 
 
 def print_report(report: MergeReport, names: Sequence[str]) -> None:
     """Prints what was kept of each adapter, and in which layers the cut to the rank lost most and least."""
     console = Console(stderr=True)
     console.print(
-        f"merge [bold]{report.method}[/bold]: rank {report.rank}, "
+        f"merge [bold]{report.method}[/bold]: rank {report.rank}, alpha {report.alpha:g}, "
         f"{100 * report.lost_energy:.2f} % of the energy lost"
     )
     table = Table(
@@ -53,5 +48,11 @@ def print_report(report: MergeReport, names: Sequence[str]) -> None:
         console.print(
             f"energy kept by layer: from {100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best})"
         )
+    for name, teacher in zip(names, report.teachers, strict=True):
+        if teacher.missing:
+            console.print(
+                f"note: {name} does not change {len(teacher.missing)} of {len(report.modules)} modules, such "
+                f"as {teacher.missing[0]}; they count as zero"
+            )
     for note in report.notes:
         console.print(f"note: {note}")

@@ -29,6 +29,16 @@ class RowSettings(Settings):
     """Domains that this row is evaluated on; null takes all."""
 
 
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+class DomainSettings(PromptsSettings):
+    """A file of held-out prompts, and from which seeds they are drawn."""
+
+    seeds: Seeds | None = None
+    """Image seeds of this domain, such as [0, 1, 2, 3] as GenEval asks; null takes 'seeds'."""
+
+
 class RolesSettings(Settings):
     """Which row is what: the roles say which differences and retained gains are reported."""
 
@@ -55,7 +65,7 @@ class EvaluateSettings(Settings):
     """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     rows: Annotated[dict[Name, RowSettings], Field(min_length=1)]
     """Name -> policy, in the order of the table."""
-    domains: Annotated[dict[Name, PromptsSettings], Field(min_length=1)]
+    domains: Annotated[dict[Name, DomainSettings], Field(min_length=1)]
     """Name -> held-out prompts; metrics count on the domains that they are named for."""
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     """Every image is scored by every reward that applies to its prompt."""
@@ -63,8 +73,8 @@ class EvaluateSettings(Settings):
     """What is compared with what; null takes the first row as the base and the last as the student."""
     num_steps: PositiveInt = 40
     """Sampling steps of the ODE."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    """Image seeds; each prompt is drawn once from each."""
+    seeds: Seeds = (0,)
+    """Image seeds; each prompt is drawn once from each, where its domain names none of its own."""
     batch_size: PositiveInt = 64
     """Images drawn at once; it changes memory, not results."""
     grid_prompts: NonNegativeInt = 4
@@ -73,6 +83,10 @@ class EvaluateSettings(Settings):
     def domains_of(self, row: str) -> tuple[str, ...]:
         """Returns the domains that a row is evaluated on."""
         return self.rows[row].domains or tuple(self.domains)
+
+    def seeds_of(self, domain: str) -> tuple[int, ...]:
+        """Returns the image seeds of a domain."""
+        return self.domains[domain].seeds or self.seeds
 
     @model_validator(mode="after")
     def _names_known(self) -> EvaluateSettings:
@@ -94,10 +108,9 @@ class EvaluateSettings(Settings):
             )
             for index, name in duplicates([reward.name for reward in self.rewards])
         ]
-        problems += [
-            Problem(("seeds", index), "a seed given twice", int(seed), "distinct seeds", "remove one of them")
-            for index, seed in duplicates([str(seed) for seed in self.seeds])
-        ]
+        problems += _seed_problems(self.seeds, ("seeds",))
+        for name, domain in self.domains.items():
+            problems += _seed_problems(domain.seeds or (), ("domains", name, "seeds"))
         refuse([*problems, *self._reward_problems(), *self._role_problems()])
         return self
 
@@ -141,3 +154,10 @@ class EvaluateSettings(Settings):
                     Problem(at, f"row {row!r} is not evaluated on its domain", domain, allowed, fix)
                 )
         return problems
+
+
+def _seed_problems(seeds: tuple[int, ...], at: tuple[str, ...]) -> list[Problem]:
+    return [
+        Problem((*at, index), "a seed given twice", int(seed), "distinct seeds", "remove one of them")
+        for index, seed in duplicates([str(seed) for seed in seeds])
+    ]

@@ -24,33 +24,37 @@ class FactorAverageSettings(Settings):
     """Which method this is."""
 
 
-class SVDMergeSettings(Settings):
+class CutMergeSettings(Settings):
+    """What all methods share whose result is cut to a rank."""
+
+    rank: PositiveInt
+    """Rank of the result."""
+    alpha: PositiveFloat | None = None
+    """LoRA alpha of the result; null is twice the rank. It leaves the weight change as it is, but a learning
+    rate moves that by the root of alpha / rank: choose the two together."""
+
+
+class SVDMergeSettings(CutMergeSettings):
     """The mean of the weight changes, cut to a rank; the lost energy is reported."""
 
     name: Literal["svd"]
     """Which method this is."""
-    rank: PositiveInt
-    """Rank of the result."""
 
 
-class TIESMergeSettings(Settings):
+class TIESMergeSettings(CutMergeSettings):
     """TIES: keeps the largest entries and the sign of the majority, then cuts to a rank."""
 
     name: Literal["ties"]
     """Which method this is."""
-    rank: PositiveInt
-    """Rank of the result."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the entries of a weight change that stays."""
 
 
-class DAREMergeSettings(Settings):
+class DAREMergeSettings(CutMergeSettings):
     """DARE: drops random entries and scales up the rest, then cuts to a rank."""
 
     name: Literal["dare"]
     """Which method this is."""
-    rank: PositiveInt
-    """Rank of the result."""
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Probability that an entry is dropped."""
 

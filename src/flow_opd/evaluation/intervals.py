@@ -1,15 +1,17 @@
 """Means of per-image scores with bootstrap intervals, alone and in pairs.
 
-The unit that is resampled is the prompt: all seeds of a prompt go together, because two images of one
-prompt are not two independent pieces of evidence. Rows judged on the same prompts meet the same
-resamples, so every difference is paired.
+The unit that is resampled is the prompt: all its seeds and all lines that ask for the same go together,
+because two images of one prompt are not two independent pieces of evidence. A score that is a mean over tags
+is resampled within each tag. Rows judged on the same prompts meet the same resamples, so every difference is
+paired.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,71 +19,107 @@ from numpy.typing import ArrayLike, NDArray
 from flow_opd.errors import DataError, explain
 
 Pair = tuple[str, int]
-CACHED_STRATA = 8  # a stratum of 500 prompts and 4000 resamples holds 16 MB
+CACHED_STRATA = 16  # a stratum of 500 prompts and 4000 resamples holds 16 MB
 
 
 @dataclass(frozen=True)
 class Scores:
     """One metric of one policy: a score per image, and which images could be judged at all."""
 
-    pairs: tuple[Pair, ...]  # N, (prompt id, seed), each pair once
+    pairs: tuple[Pair, ...]  # N, (line of the prompts file, seed), each pair once
     values: NDArray[np.float64]  # [N]; any value, NaN included, where not valid
     valid: NDArray[np.bool_]  # [N]; False = the metric does not apply to this image
+    prompts: tuple[str, ...]  # N, what is resampled: lines that ask for the same have one prompt
+    tags: tuple[str, ...]  # N, groups of prompts that count alike in the mean; one for all = the plain mean
 
     @staticmethod
     def of(
-        prompts: Sequence[str], seeds: Sequence[int], values: ArrayLike, valid: ArrayLike | None = None
+        lines: Sequence[str],
+        seeds: Sequence[int],
+        values: ArrayLike,
+        valid: ArrayLike | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        tags: Sequence[str] | None = None,
     ) -> Scores:
         """Returns checked scores of N images.
 
         Args:
-            prompts: id of the prompt of each image, N; the same id for all seeds of a prompt.
+            lines: id of the line of each image, N; the same id for all seeds of a line.
             seeds: seed of each image, N.
             values: [N].
             valid: [N] bool; left out, all are valid.
+            prompts: prompt of each image, N; left out, each line is a prompt of its own.
+            tags: tag of each image, N; left out, the mean is that of all images.
 
         Raises:
             DataError: if lengths differ, a pair occurs twice, or a valid score is not finite.
         """
         numbers = np.asarray(values, dtype=np.float64)
         mask = np.ones(numbers.shape, dtype=np.bool_) if valid is None else np.asarray(valid, dtype=np.bool_)
-        sizes = (len(prompts), len(seeds), *numbers.shape, *mask.shape)
-        if len(set(sizes)) != 1 or len(sizes) != 4:
+        prompts = [str(line) for line in lines] if prompts is None else prompts
+        tags = [""] * len(lines) if tags is None else tags
+        named = (len(lines), len(seeds), len(prompts), len(tags))
+        sizes = (*named, *numbers.shape, *mask.shape)
+        if len(set(sizes)) != 1 or len(sizes) != 6:
             raise DataError(
                 explain(
-                    "prompts, seeds, scores and mask of different lengths",
-                    value=(len(prompts), len(seeds), numbers.shape, mask.shape),
+                    "lines, seeds, prompts, tags, scores and mask of different lengths",
+                    value=(*named, numbers.shape, mask.shape),
                     allowed="one entry per image in each",
                     fix="pass flat arrays in the order of the images",
                 )
             )
-        pairs = tuple((str(prompt), int(seed)) for prompt, seed in zip(prompts, seeds, strict=True))
+        pairs = tuple((str(line), int(seed)) for line, seed in zip(lines, seeds, strict=True))
         if len(set(pairs)) != len(pairs):
             twice = next(pair for pair in pairs if pairs.count(pair) > 1)
             raise DataError(
                 explain(
                     "an image scored twice",
                     value=twice,
-                    allowed="each (prompt, seed) once",
-                    fix="give each prompt an id of its own, or another seed",
+                    allowed="each (line, seed) once",
+                    fix="give each line an id of its own, or another seed",
                 )
             )
         broken = np.flatnonzero(mask & ~np.isfinite(numbers))
         if broken.size:
             raise DataError(
                 explain(
-                    f"score of prompt {pairs[broken[0]][0]!r}, seed {pairs[broken[0]][1]}",
+                    f"score of line {pairs[broken[0]][0]!r}, seed {pairs[broken[0]][1]}",
                     value=float(numbers[broken[0]]),
                     allowed="a finite number, or an image marked as not valid",
                     fix="look at the reward that gave it; a score is never replaced by a stand-in",
                 )
             )
-        return Scores(pairs, numbers, mask)
+        return Scores(pairs, numbers, mask, tuple(prompts), tuple(tags))
 
     @property
     def n(self) -> int:
         """Number of images that were judged."""
         return int(self.valid.sum())
+
+    @property
+    def judged(self) -> list[str]:
+        """The prompt of each judged image."""
+        return [prompt for prompt, valid in zip(self.prompts, self.valid, strict=True) if valid]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the tags of the mean over a tag's judged images; with one tag that of all images."""
+        return float(np.mean([one.values[one.valid].mean() for _, one in self.by_tag() if one.n]))
+
+    def by_tag(self) -> Iterator[tuple[str, Scores]]:
+        """Yields each tag with the scores of its images, in the order in which the tags first occur."""
+        names = np.array(self.tags, dtype=object)
+        for tag in dict.fromkeys(self.tags):
+            yield tag, self._rows(np.flatnonzero(names == tag))
+
+    def _rows(self, rows: NDArray[np.intp]) -> Scores:
+        """The scores at `rows`, in that order."""
+        pairs, prompts, tags = (
+            tuple(every[row] for row in rows) for every in (self.pairs, self.prompts, self.tags)
+        )
+        return Scores(pairs, self.values[rows], self.valid[rows], prompts, tags)
 
 
 @dataclass(frozen=True)
@@ -116,8 +154,7 @@ def jointly(*scores: Scores) -> list[Scores]:
     aligned = []
     for one in scores:
         where = {pair: index for index, pair in enumerate(one.pairs)}
-        order = np.array([where[pair] for pair in first.pairs], dtype=np.intp)
-        aligned.append(Scores(first.pairs, one.values[order], one.valid[order]))
+        aligned.append(one._rows(np.array([where[pair] for pair in first.pairs], dtype=np.intp)))
     valid = np.logical_and.reduce([one.valid for one in aligned])
     return [replace(one, valid=valid) for one in aligned]
 
@@ -130,14 +167,18 @@ def paired_difference(scores: Scores, minus: Scores) -> Scores:
     """
     a, b = jointly(scores, minus)
     values = np.where(a.valid, np.where(a.valid, a.values, 0.0) - np.where(b.valid, b.values, 0.0), np.nan)
-    return Scores(a.pairs, values, a.valid)
+    return replace(a, values=values)
 
 
 class Bootstrap:
-    """Seeded percentile bootstrap over prompts.
+    """Seeded percentile bootstrap over prompts, within each tag where the scores have tags.
 
-    One seed, one stratum and one list of prompts always give the same resamples. Scores that are all
-    equal get an interval of no width: the sample holds no evidence of any spread.
+    One seed, one stratum and one list of prompts always give the same resamples. Of P prompts P - 1 are drawn
+    with replacement: so the variance of a resampled mean is that of a mean of P also where P is small, as
+    within a tag. Scores that are all equal get an interval of no width: the sample holds no evidence of any
+    spread.
+
+    Source: McCarthy and Snowden 1985, "The bootstrap and finite population sampling", for P - 1 of P.
     """
 
     def __init__(self, seed: int = 0, resamples: int = 4000, level: float = 0.95) -> None:
@@ -147,7 +188,7 @@ class Bootstrap:
         self._weights: dict[str, NDArray[np.float64]] = {}
 
     def draws(self, scores: Scores, stratum: str = "") -> NDArray[np.float64]:
-        """Returns the mean of `scores` in each resample, [resamples].
+        """Returns the mean of `scores` (`Scores.mean`) in each resample, [resamples].
 
         Args:
             stratum: name of the domain; resamples of different strata are independent.
@@ -155,17 +196,33 @@ class Bootstrap:
         Raises:
             DataError: if fewer than two prompts were judged.
         """
-        sums, counts, prompts = _per_prompt(scores)
-        weights = self._resampled_counts(prompts, stratum)
-        means: NDArray[np.float64] = (weights @ sums) / (weights @ counts)
+        groups = _groups(scores)
+        found = sum(len(group.prompts) for group in groups)
+        if found < 2:
+            raise DataError(
+                explain(
+                    "too few judged prompts for an interval",
+                    value=found,
+                    allowed="at least 2, better 100",
+                    fix="evaluate more prompts, or leave this metric out of the domain",
+                )
+            )
+        total = sum(group.tags * self._means(group, stratum) for group in groups)
+        means: NDArray[np.float64] = total / sum(group.tags for group in groups)
+        return means
+
+    def _means(self, group: _Group, stratum: str) -> NDArray[np.float64]:
+        """The mean of a group in each resample, [resamples]; of a single prompt always its own."""
+        if len(group.prompts) == 1:
+            return np.full(self.resamples, group.sums[0] / group.counts[0])
+        weights = self._resampled_counts(group.prompts, f"{stratum} {group.name}")
+        means: NDArray[np.float64] = (weights @ group.sums) / (weights @ group.counts)
         return means
 
     def cell(self, scores: Scores, stratum: str = "") -> Cell:
         """Returns mean and interval of `scores`. Raises as `draws` does."""
         draws = self.draws(scores, stratum)
-        return self.around(
-            float(scores.values[scores.valid].mean()), draws, scores.n, len(scores.pairs) - scores.n
-        )
+        return self.around(scores.mean, draws, scores.n, len(scores.pairs) - scores.n)
 
     def difference(self, scores: Scores, minus: Scores, stratum: str = "") -> Cell:
         """Returns mean and interval of scores - minus. Raises as `draws` and `jointly` do."""
@@ -187,7 +244,7 @@ class Bootstrap:
         if key not in self._weights:
             generator = np.random.default_rng([self.seed, int(key[:16], 16)])
             size = len(prompts)
-            picks = generator.integers(size, size=(self.resamples, size))
+            picks = generator.integers(size, size=(self.resamples, size - 1))
             picks += np.arange(self.resamples)[:, None] * size
             counts = np.bincount(picks.ravel(), minlength=self.resamples * size)
             if len(self._weights) == CACHED_STRATA:
@@ -196,21 +253,40 @@ class Bootstrap:
         return self._weights[key]
 
 
-def _per_prompt(scores: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
-    """Sum [P] and number [P] of judged scores per judged prompt, and the prompt ids, sorted."""
-    judged = [prompt for (prompt, _), valid in zip(scores.pairs, scores.valid, strict=True) if valid]
+class _Group(NamedTuple):
+    """Prompts that are resampled among each other."""
+
+    name: str
+    tags: int  # tags whose means it stands for
+    prompts: tuple[str, ...]  # P, sorted
+    sums: NDArray[np.float64]  # [P], of the judged scores of a prompt
+    counts: NDArray[np.float64]  # [P], judged images of a prompt
+
+
+def _groups(scores: Scores) -> list[_Group]:
+    """The tags that were judged; those of a single prompt, which show no spread alone, make one group.
+
+    Joining them adds the distance of their means to the interval, which is then rather too wide.
+    """
+    groups = [_of_one_tag(tag, one) for tag, one in scores.by_tag() if one.n]
+    lonely = [group for group in groups if len(group.prompts) == 1]
+    if len(lonely) < 2:
+        return groups
+    joined = _Group(
+        "single prompts",
+        len(lonely),
+        tuple(f"{group.name} {group.prompts[0]}" for group in lonely),
+        np.array([group.sums[0] / group.counts[0] for group in lonely]),
+        np.ones(len(lonely)),
+    )
+    return [*(group for group in groups if len(group.prompts) > 1), joined]
+
+
+def _of_one_tag(tag: str, scores: Scores) -> _Group:
+    judged = scores.judged
     prompts = tuple(sorted(set(judged)))
-    if len(prompts) < 2:
-        raise DataError(
-            explain(
-                "too few judged prompts for an interval",
-                value=len(prompts),
-                allowed="at least 2, better 100",
-                fix="evaluate more prompts, or leave this metric out of the domain",
-            )
-        )
     place = {prompt: index for index, prompt in enumerate(prompts)}
     index = np.array([place[prompt] for prompt in judged], dtype=np.intp)
     sums = np.bincount(index, weights=scores.values[scores.valid], minlength=len(prompts)).astype(np.float64)
     counts = np.bincount(index, minlength=len(prompts)).astype(np.float64)
-    return sums, counts, prompts
+    return _Group(tag, 1, prompts, sums, counts)

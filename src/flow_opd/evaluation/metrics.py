@@ -19,6 +19,7 @@ class Metric:
     divisor: float | None  # its weight in the average is 1 / (4 divisor); None = not part of it
     decimals: int
     definition: str
+    by_tag: bool = False  # the score is the mean over the tags of its prompts of a tag's mean
 
 
 METRICS: tuple[Metric, ...] = (
@@ -29,7 +30,9 @@ METRICS: tuple[Metric, ...] = (
         (0.0, 1.0),
         1.0,
         3,
-        "strict: 1 if every object, count, colour and position of the caption is there, else 0",
+        "strict: 1 if every object, count, colour and position of the caption is there, else 0; "
+        "mean over the tags of a tag's mean",
+        by_tag=True,
     ),
     Metric(
         "geneval_continuous",
@@ -38,7 +41,8 @@ METRICS: tuple[Metric, ...] = (
         (0.0, 1.0),
         None,
         3,
-        "the share of the caption's requirements that are met",
+        "the share of the caption's requirements that are met; mean over the tags of a tag's mean",
+        by_tag=True,
     ),
     Metric(
         "ocr",

@@ -42,6 +42,12 @@ class PromptFile:
         return PromptFile(path.name, sha256(path), count)
 
 
+RESAMPLED = (
+    "prompts, each with all its seeds (lines of the same GenEval metadata, or else of the same text, are one "
+    "prompt), P - 1 of P, within each tag where a score is a mean over tags"
+)
+
+
 @dataclass(frozen=True)
 class ProtocolCard:
     """How the images were made and judged."""
@@ -51,9 +57,10 @@ class ProtocolCard:
     guidance: Mapping[str, float]  # row name -> guidance scale
     resolution: tuple[int, int]  # height, width in pixels
     prompts: Mapping[str, PromptFile]  # domain -> file
-    seeds: tuple[int, ...]  # seeds drawn per prompt
+    seeds: Mapping[str, tuple[int, ...]]  # domain -> seeds drawn per prompt
     judges: Mapping[str, str] = field(default_factory=dict)  # reward -> the model or rule that judged
     metrics: tuple[Metric, ...] = METRICS
+    resampled: str = RESAMPLED
     bootstrap_seed: int = 0
     bootstrap_resamples: int = 4000
     level: float = 0.95

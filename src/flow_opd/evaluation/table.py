@@ -24,6 +24,7 @@ class Row:
     name: str
     cells: Mapping[str, Mapping[str, Cell]]  # domain -> metric -> cell
     average: Cell | None  # None = some metric of the average was not measured on its own prompts
+    tags: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # metric of tags -> tag -> cell
 
     def own(self, metrics: Sequence[Metric]) -> dict[str, Cell]:
         """Returns metric name -> cell on the metric's own prompts, where measured."""
@@ -102,6 +103,9 @@ class Results:
                 domain: {name: asdict(cell) for name, cell in cells.items()}
                 for domain, cells in row.cells.items()
             },
+            "tags": {
+                name: {tag: asdict(cell) for tag, cell in cells.items()} for name, cells in row.tags.items()
+            },
         }
 
 
@@ -169,7 +173,17 @@ def _row(name: str, domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequ
         domain: {metric: bootstrap.cell(scores, domain) for metric, scores in by_metric.items()}
         for domain, by_metric in domains.items()
     }
-    return Row(name, cells, _average(domains, bootstrap, metrics))
+    tags = {
+        metric.name: _tags(domains[metric.domain][metric.name], bootstrap, metric.domain)
+        for metric in metrics
+        if metric.by_tag and metric.name in domains.get(metric.domain, {})
+    }
+    return Row(name, cells, _average(domains, bootstrap, metrics), tags)
+
+
+def _tags(scores: Scores, bootstrap: Bootstrap, domain: str) -> dict[str, Cell]:
+    """The cell of each tag with two judged prompts or more, of which alone there is an interval."""
+    return {tag: bootstrap.cell(one, domain) for tag, one in scores.by_tag() if len(set(one.judged)) > 1}
 
 
 def _average(domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequence[Metric]) -> Cell | None:
@@ -179,7 +193,7 @@ def _average(domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequence[Me
     if any(name not in domains.get(domain, {}) for name, domain in own.items()):
         return None
     parts = {name: domains[domain][name] for name, domain in own.items()}
-    means = {name: float(scores.values[scores.valid].mean()) for name, scores in parts.items()}
+    means = {name: scores.mean for name, scores in parts.items()}
     draws = [bootstrap.draws(scores, own[name]) / divisors[name] for name, scores in parts.items()]
     n = sum(scores.n for scores in parts.values())
     missing = sum(len(scores.pairs) for scores in parts.values()) - n

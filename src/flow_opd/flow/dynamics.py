@@ -28,7 +28,9 @@ def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
 
     At sigma = 1, where g diverges, the next grid value stands in for sigma, above and below the line.
 
-    Source: Flow-GRPO, arXiv 2505.05470.
+    Source: Flow-GRPO, arXiv 2505.05470. Differs: its code puts it below the line only, so that at sigma = 1
+    g = a sqrt(1 / (1 - sigma')). On SD3's 10 steps the first step then has a std of .7000 (here .6859), a
+    mean 1.3 % off ours, and for the same noise a mean log-probability .020 lower. Other steps are equal.
 
     Args:
         sigma, sigma_next: noise levels in [0, 1], descending, any shape.

@@ -18,7 +18,7 @@ from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
 from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import DAREMergeSettings, MergeMethodSpec, SVDMergeSettings, TIESMergeSettings
+from flow_opd.config.merge import CutMergeSettings, MergeMethodSpec
 from flow_opd.config.plan import TrainingSettings
 from flow_opd.config.state_weights import weighted_states
 from flow_opd.config.teacher import TeacherSettings
@@ -164,18 +164,20 @@ def _forms(
         teachers = settings.teachers if isinstance(settings, DistillSettings) else ()
         merged = [form(each) for each in start.adapters or ()] or [found[each.name] for each in teachers]
         assert start.merge is not None
-        rank = _rank_of_merge(start.merge, [each.rank for each in merged])
-        found[student] = replace(merged[0], rank=rank, alpha=float(rank))
+        found[student] = _form_of_merge(start.merge, merged)
     if not unknown:
         return found, ()
     note = f"not on this machine, taken to have rank {usual.rank}: {', '.join(dict.fromkeys(unknown))}"
     return found, (note,)
 
 
-def _rank_of_merge(method: MergeMethodSpec, ranks: Sequence[int]) -> int:
-    if isinstance(method, SVDMergeSettings | TIESMergeSettings | DAREMergeSettings):
-        return method.rank
-    return max(ranks) if method.name == "factor-average" else sum(ranks)
+def _form_of_merge(method: MergeMethodSpec, merged: Sequence[LoraForm]) -> LoraForm:
+    targets = tuple(dict.fromkeys(target for form in merged for target in form.target_modules))
+    if isinstance(method, CutMergeSettings):
+        return LoraForm(method.rank, method.alpha or 2.0 * method.rank, targets)
+    ranks = [form.rank for form in merged]
+    rank = max(ranks) if method.name == "factor-average" else sum(ranks)
+    return LoraForm(rank, 2.0 * rank, targets)
 
 
 def _form(adapter: str) -> LoraForm | None:

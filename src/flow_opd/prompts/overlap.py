@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flow_opd.errors import DataError, explain
-from flow_opd.prompts.jsonl import Lines
+from flow_opd.prompts.jsonl import GENEVAL_LISTS, Lines
 from flow_opd.types import Prompt
 
 SHOWN = 10  # matches that a message lists
@@ -38,6 +39,18 @@ def keys(prompt: Prompt) -> tuple[str, ...]:
     if "tag" not in prompt.metadata or "include" not in prompt.metadata:
         return (sentence,)
     return (sentence, "meaning " + _meaning(prompt.metadata))
+
+
+def identity(prompt: Prompt) -> str:
+    """Returns what makes two lines one prompt in an interval: GenEval's metadata, else the sentence.
+
+    The order of naming counts here: "a dog and a cat" and "a cat and a dog" are drawn differently, so they
+    are two prompts.
+    """
+    if "tag" not in prompt.metadata:
+        return plain(prompt.text)
+    schema = {key: prompt.metadata.get(key) for key in ("tag", *GENEVAL_LISTS)}
+    return json.dumps(schema, sort_keys=True)
 
 
 def plain(text: str) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flow_opd.config.locations import ASSET
 from flow_opd.reports.ledger import Cost, ledger
 from flow_opd.reports.markdown import results_markdown
+from flow_opd.reports.numbers import seeds_by_domain
 from flow_opd.reports.run import Results
 
 TAGS = ("flow-opd", "lora", "on-policy-distillation", "flow-matching", "text-to-image")
@@ -96,6 +97,7 @@ def render_card(facts: CardFacts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["seeds_by_domain"] = seeds_by_domain
     costs, sentence = ledger(facts.cost, [teacher.cost for teacher in facts.teachers], facts.cold_start)
     body = environment.get_template("card.md.j2").render(
         facts=facts,

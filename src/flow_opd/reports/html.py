@@ -60,6 +60,8 @@ def render_report(run: Run, commands: Sequence[str] = ()) -> str:
         interval=numbers.interval,
         percent=numbers.percent,
         duration=numbers.duration,
+        seeds_by_domain=numbers.seeds_by_domain,
+        images_per_prompt=numbers.images_per_prompt,
     )
     results = run.results
     return environment.get_template("report.html.j2").render(
@@ -68,6 +70,7 @@ def render_report(run: Run, commands: Sequence[str] = ()) -> str:
         protocol=results.protocol,
         headline=numbers.headline(results),
         columns=_score_columns(results),
+        tagged=[table for one in results.averaged if (table := numbers.tag_table(results, one))],
         forest=_forest(results),
         kept=_kept(results),
         panels=[(panel, Markup(panel.svg)) for panel in plots.curve_panels(run.curves)],

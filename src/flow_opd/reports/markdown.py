@@ -13,13 +13,15 @@ from flow_opd.reports.numbers import (
     number,
     percent,
     signed,
+    tag_table,
 )
 from flow_opd.reports.run import Cell, Metric, Results
 
 
 def results_markdown(results: Results) -> str:
-    """Returns the scores, the differences of the average, the kept gains and what is judged elsewhere too."""
+    """Returns scores, differences of the average, kept gains, scores by tag, and metrics by domain."""
     parts = [headline(results), _scores(results), _differences(results), _kept(results)]
+    parts += [_by_tag(results, metric) for metric in results.averaged]
     parts += [_everywhere(results, metric) for metric in results.averaged]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -59,6 +61,15 @@ def _kept(results: Results) -> str:
         else:
             lines.append([domain, percent(one.mean), f"{percent(one.low)} to {percent(one.high)}"])
     return _table(["domain", "teacher's gain kept", "95 % interval"], lines)
+
+
+def _by_tag(results: Results, metric: Metric) -> str:
+    """A metric that is a mean over tags, tag by tag."""
+    table = tag_table(results, metric)
+    if table is None:
+        return ""
+    lines = [[name, *(_cell(cell, table.decimals) for cell in cells)] for name, cells in table.rows.items()]
+    return _table([f"{table.label} by tag", *table.tags], lines)
 
 
 def _everywhere(results: Results, metric: Metric) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flow_opd.reports.run import Cell, Results, Row
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flow_opd.reports.run import Cell, Metric, Results, Row
 
 AVERAGE_DECIMALS = 3
 
@@ -37,6 +40,20 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
+def seeds_by_domain(seeds: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns the image seeds, said once where all domains have the same."""
+    listed = {domain: ", ".join(map(str, own)) for domain, own in seeds.items()}
+    if len(set(listed.values())) == 1:
+        return next(iter(listed.values()))
+    return "; ".join(f"{domain} {own}" for domain, own in listed.items())
+
+
+def images_per_prompt(seeds: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns how many images of a prompt are drawn, as a range where domains differ."""
+    counts = sorted({len(own) for own in seeds.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
 def best_rows(results: Results) -> dict[str, str]:
     """Returns metric (or "average") -> the row with the highest mean, where two rows or more have one."""
     best = {}
@@ -50,6 +67,25 @@ def best_rows(results: Results) -> dict[str, str]:
 def cell_of(row: Row, metric: str) -> Cell | None:
     """Returns the cell of a metric on its own prompts, or of the average, if measured."""
     return row.average if metric == "average" else row.metrics.get(metric)
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """A score that is a mean over tags, tag by tag."""
+
+    label: str
+    decimals: int
+    tags: tuple[str, ...]
+    rows: Mapping[str, tuple[Cell | None, ...]]  # policy -> a cell per tag
+
+
+def tag_table(results: Results, metric: Metric) -> TagTable | None:
+    """Returns the tags of a metric under every policy; None where it has no tags."""
+    tags = tuple(dict.fromkeys(tag for row in results.rows for tag in row.tags.get(metric.name, {})))
+    if not tags:
+        return None
+    rows = {row.name: tuple(row.tags.get(metric.name, {}).get(tag) for tag in tags) for row in results.rows}
+    return TagTable(metric.label, metric.decimals, tags, rows)
 
 
 def headline(results: Results) -> str:

@@ -36,6 +36,9 @@ class Row(Part):
     metrics: dict[str, Cell]  # metric -> cell on the metric's own prompts
     average: Cell | None = None
     cells: dict[str, dict[str, Cell]] = Field(default_factory=dict)  # domain -> metric -> cell
+    tags: dict[str, dict[str, Cell]] = Field(
+        default_factory=dict
+    )  # metric that is a mean of tags -> tag -> cell
 
 
 class Difference(Cell):
@@ -95,9 +98,10 @@ class Protocol(Part):
     guidance: dict[str, float]
     resolution: tuple[int, int]
     prompts: dict[str, PromptFile]
-    seeds: tuple[int, ...]
+    seeds: dict[str, tuple[int, ...]]  # by domain
     judges: dict[str, str] = Field(default_factory=dict)
     metrics: tuple[Metric, ...]
+    resampled: str
     bootstrap_resamples: int
     level: float
     hash: str

@@ -26,11 +26,13 @@ from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
 from flow_opd.evaluation.images import EvaluationSet, ImageSampler
 from flow_opd.evaluation.intervals import Scores
+from flow_opd.evaluation.metrics import find_metric
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
 from flow_opd.policies.policy import Policy
 from flow_opd.processes import Processes
+from flow_opd.prompts.overlap import identity
 from flow_opd.protocols import LoadedBackbone, PromptEncoder, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
@@ -81,7 +83,7 @@ def evaluate(
     """
     begun = time.monotonic()
     sets = {
-        name: EvaluationSet(name, tuple(load_prompts([file])), settings.seeds)
+        name: EvaluationSet(name, tuple(load_prompts([file])), settings.seeds_of(name))
         for name, file in settings.domains.items()
     }
     device = device_of(settings.compute, processes)
@@ -128,7 +130,7 @@ def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], sid
             name: PromptFile.of(locate(file.path), len(sets[name].prompts))
             for name, file in settings.domains.items()
         },
-        seeds=settings.seeds,
+        seeds={name: domain_set.seeds for name, domain_set in sets.items()},
         judges={reward.name: reward.judge for reward in settings.rewards},
     )
 
@@ -199,21 +201,25 @@ def _score_rows(
             work = partial(sampler.score, policies[name], domain_set, rewards, on_batch=advance)
             table = cells.scores(name, domain, work)
             advance(begun + len(domain_set.shots()) - done)
-            scores.setdefault(name, {})[domain] = _as_scores(table, domain_set)
+            scores.setdefault(name, {})[domain] = as_scores(table, domain_set)
     bar.on_end()
     return scores
 
 
-def _as_scores(table: ScoreTable, domain_set: EvaluationSet) -> dict[str, Scores]:
+def as_scores(table: ScoreTable, domain_set: EvaluationSet) -> dict[str, Scores]:
+    """Returns metric -> scores; lines that ask for the same are one prompt, and GenEval has its tags."""
     shots = domain_set.shots()
-    prompts = [f"{index}:{domain_set.prompts[index].text}" for index, _ in shots]
-    seeds = [seed for _, seed in shots]
+    asked = [domain_set.prompts[index] for index, _ in shots]
+    prompts = [identity(prompt) for prompt in asked]
+    tags = [str(prompt.metadata.get("tag", "")) for prompt in asked]
     return {
         metric: Scores.of(
-            prompts,
-            seeds,
+            [f"{index}:{prompt.text}" for (index, _), prompt in zip(shots, asked, strict=True)],
+            [seed for _, seed in shots],
             [float("nan") if value is None else value for value in table[reading]],
             [value is not None for value in table[reading]],
+            prompts=prompts,
+            tags=tags if find_metric(metric).by_tag else None,
         )
         for metric, reading in READINGS.items()
         if reading in table
@@ -228,8 +234,8 @@ def _pictures(
 ) -> Pictures:
     """Returns the first prompts of each domain under all rows, from the first seed."""
     rows = []
-    seed = settings.seeds[0]
     for domain, domain_set in sets.items():
+        seed = domain_set.seeds[0]
         shots = [(index, seed) for index in range(min(settings.grid_prompts, len(domain_set.prompts)))]
         if not shots:
             continue

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flow_opd.adapters.merging import MergeReport
+from flow_opd.adapters.merge_report import MergeReport
 from flow_opd.assembly.adapters import load_lora
 from flow_opd.assembly.merging import merge_by, print_report
 from flow_opd.assembly.training import ADAPTER, open_run, record

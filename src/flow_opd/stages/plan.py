@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.assembly.training import STUDENT as STUDENT_ADAPTER
-from flow_opd.assembly.walks import build_walks
+from flow_opd.assembly.walks import build_walks, refuse_tiny_levels
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
@@ -66,7 +66,8 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
     it is run with and without gradient checkpointing; the rest is multiplication.
 
     Raises:
-        ConfigError: if the base is not known here and its config files cannot be had.
+        ConfigError: if the base is not known here and its config files cannot be had, or its grid does not
+            suit the dynamics.
         AdapterError: if the LoRA does not fit the base.
     """
     if isinstance(settings, DistillSettings):
@@ -82,6 +83,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
             student=STUDENT_ADAPTER,
             vae_tiling=settings.compute.vae_tiling,
         )
+    refuse_tiny_levels(model.backbone.sigmas(settings.sampling.num_steps), settings.sampling)
     rows = share_of_process(job, assumed.processes).micro_batch_size
     return make_plan(job, architecture, model, _read(job, model, rows), assumed)
 
