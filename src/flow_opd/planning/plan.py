@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from flow_opd.backbones.loading import DTYPES
+from flow_opd.backbones.loading import dtypes_of
 from flow_opd.backbones.sd3 import T5_PARTS
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
@@ -124,8 +124,11 @@ def make_plan(
         assumed: number of processes and utilisation.
     """
     settings = job.settings
-    dtype = DTYPES[settings.base.dtype]
-    networks = {name: build_network(one, dtype) for name, one in architecture.networks.items()}
+    formats = dtypes_of(settings.base)
+    networks = {
+        name: build_network(one, formats.get(name, formats["default"]))
+        for name, one in architecture.networks.items()
+    }
     sizes = {name: module_size(network) for name, network in networks.items()}
     share = share_of_process(job, assumed.processes)
     prompt = size([model.backbone.text, model.backbone.pooled])

@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.backbones.loading import BACKBONES, DTYPES
+from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings
@@ -218,7 +218,7 @@ def build_model(
     """
     dtype = DTYPES[base.dtype]
     transformer = build_network(architecture.networks["transformer"], dtype)
-    vae = build_network(architecture.networks["vae"], dtype)
+    vae = build_network(architecture.networks["vae"], dtypes_of(base)["vae"])
     adapters = SharedAdapters(transformer, forms, student=student)
     config: Any = transformer.config
     with FakeTensorMode(allow_non_fake_inputs=True):
