@@ -74,7 +74,9 @@ class Cells:
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude=set(PROMPT_CHECKS)),
-            "rewards": [reward.model_dump(mode="json") for reward in settings.rewards],
+            "rewards": [
+                reward.model_dump(mode="json", exclude={"batch_size"}) for reward in settings.rewards
+            ],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds],
         }

@@ -38,6 +38,8 @@ class GenEvalSettings(_RewardSettings):
     """Mask2Former: objects count from above this score."""
     counting_threshold: Share = 0.9
     """Mask2Former: the same for prompts with the tag counting."""
+    batch_size: PositiveInt = 4
+    """Mask2Former: images of one pass."""
 
     @model_validator(mode="after")
     def _one_detector(self) -> GenEvalSettings:
@@ -52,7 +54,7 @@ class GenEvalSettings(_RewardSettings):
             what, allowed = "a Mask2Former without a CLIP for colours", "a folder, 'asset:NAME' or hub id"
             fix = "set colors, such as openai/clip-vit-large-patch14"
             refuse([Problem(("detector",), what, self.detector, allowed, fix)])
-        given = self.model_dump(include={"colors", "side", "threshold", "counting_threshold"})
+        given = self.model_dump(include={"colors", "side", "threshold", "counting_threshold", "batch_size"})
         allowed, fix = "the default", "remove it, or name a Mask2Former in 'detector' in place of the palette"
         refuse(
             [
@@ -123,6 +125,8 @@ class PickScoreSettings(_RewardSettings):
     """Which reward this is."""
     path: Name
     """Folder of the CLIP model, 'asset:NAME' or hub id."""
+    batch_size: PositiveInt = 64
+    """Images of one pass."""
 
     @property
     def judge(self) -> str:
