@@ -36,6 +36,7 @@ class Work:
     anchor: float = 0.0
     reference: float = 0.0
     decode: float = 0.0  # images
+    scored: float = 0.0  # images that rewards judge
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         rollout=rows * settings.sampling.num_steps / updates,
         reference=rows * trained / updates if reference else 0.0,
         decode=rows / updates,
+        scored=rows / updates,
     )
     form = LoraForm.of(settings.lora)
     return Job(

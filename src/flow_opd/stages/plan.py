@@ -36,6 +36,7 @@ from flow_opd.planning.probe import (
     read_update,
     read_velocity,
 )
+from flow_opd.planning.scoring import Scoring, read_scoring
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
 from flow_opd.processes import ALONE
@@ -90,10 +91,13 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
     """Returns the readings of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
-    cost = 0.0
+    cost, scoring = 0.0, Scoring()
     if isinstance(job.settings, DistillSettings):
         cost = _teacher_cost(job.settings, job, model, costliest=plain.flops_per_row(TEACHER))
-    return Readings(plain, checkpointed, decode=read_decode(model, rows), teacher=cost)
+    else:
+        side = model.backbone.inner.image_size
+        scoring = read_scoring(job.settings.rewards, rows=rows, image_size=side)
+    return Readings(plain, checkpointed, decode=read_decode(model, rows), teacher=cost, scoring=scoring)
 
 
 def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:
@@ -129,7 +133,7 @@ def _distillation(
 
 
 def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
-    """Returns a round of one group, whose images are decoded and get no reward."""
+    """Returns a round of one group, whose images are decoded; rewards are read apart, by `read_scoring`."""
     small = settings.model_copy(
         update={
             "sampling": _short(settings.sampling),
@@ -210,7 +214,7 @@ def _teacher_cost(settings: DistillSettings, job: Job, model: ShapeModel, *, cos
 
 
 class _NoReward:
-    """Stands where rewards stand, which are not planned."""
+    """Stands where rewards stand."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
         """Returns zeros."""
