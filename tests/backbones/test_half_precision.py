@@ -83,3 +83,18 @@ def test_an_update_on_a_half_precision_base_is_the_exact_one_up_to_rounding(
     error = ((flat - exact_flat).norm() / exact_flat.norm()).item()
     assert 0 < error < allowed < 0.5
     assert loss == pytest.approx(exact_loss, rel=allowed)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_pictures_are_decoded_and_encoded_in_float32_whatever_the_base(
+    folders: dict[str, Path], name: str, dtype: str
+) -> None:
+    exact, half = cast(folders[name], "float32").backbone, cast(folders[name], dtype).backbone
+    assert {p.dtype for p in half.pipe.vae.parameters()} == {torch.float32}
+    assert half.dtype != torch.float32
+    x0 = torch.randn(2, *exact.latent_shape, generator=torch.Generator().manual_seed(0))
+    pictures = exact.decode_latents(x0)
+    assert pictures.std() > 0
+    assert torch.equal(half.decode_latents(x0), pictures)
+    assert torch.equal(half.encode_images(pictures), exact.encode_images(pictures))

@@ -54,11 +54,12 @@ def test_a_policy_gradient_walks_judges_and_trains(disk) -> None:
 
 def test_grpo_decodes_and_trains_the_noisy_steps(disk) -> None:
     job = grpo(disk.grpo())
-    assert job.work == Work(student=16, reference=16, rollout=24, decode=8)  # 8 images, 3 steps, 2 noisy
+    # 8 images, 3 steps, 2 of them noisy
+    assert job.work == Work(student=16, reference=16, rollout=24, decode=8, scored=8)
     assert job.decodes
     assert job.pipelines == 2
     fewer = grpo(disk.grpo(steps_per_round=1, updates_per_round=2, kl_weight=0.0))
-    assert fewer.work == Work(student=4, rollout=12, decode=4)
+    assert fewer.work == Work(student=4, rollout=12, decode=4, scored=4)
     assert fewer.pipelines == 1
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from flow_opd.config.common import OptimizerSettings
-from flow_opd.planning.machines import GIB, MACHINES, RESERVE, Machine, gpu_hours
+from flow_opd.planning.flops import gpu_hours
+from flow_opd.planning.machines import GIB, MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import Dynamic, largest_micro_batch, optimizer_size, sharded_size
 from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
-CARD = Machine("card", 10.0, 100.0)
+CARD = Machine("card", 10.0, 100.0, 20.0)
 
 
 def test_moments_in_32_bits_are_eight_bytes_a_number() -> None:
@@ -61,14 +62,29 @@ def options(
 
 
 def verdict(asked: Options) -> Verdict:
-    return judge(CARD, asked, run=3.6e17, naive_run=7.2e17, utilisation=0.5)
+    return judge(CARD, asked, hours=2.0, naive_hours=4.0)
 
 
 def test_hours_by_hand() -> None:
+    assert gpu_hours({"teacher": 2.6e17, "anchor": 1e17}, CARD, 0.5) == pytest.approx(2.0)  # / 50e12 / 3600
+    assert gpu_hours({"teacher": 1e15}, CARD, 1.0) == pytest.approx(10 / 3600)
+    assert gpu_hours({"decode": 1e15}, CARD, 1.0) == pytest.approx(20 / 3600)  # TF32: half of the rate
+    assert gpu_hours({"rewards": 1e15}, CARD, 1.0) == pytest.approx(50 / 3600)  # float32
+    assert gpu_hours({"teacher": 1e15}, CARD, 0.5, cpu_seconds=7) == pytest.approx(27 / 3600)
     found = verdict(options(per_row=0.1, checkpointed=0.1))
-    assert found.gpu_hours == pytest.approx(2.0)  # 3.6e17 / (100e12 * 0.5) / 3600
-    assert found.naive_gpu_hours == pytest.approx(4.0)
-    assert gpu_hours(1e15, CARD, 1.0) == pytest.approx(10 / 3600)
+    assert (found.gpu_hours, found.naive_gpu_hours) == (2.0, 4.0)
+
+
+def test_scoring_needs_room_of_its_own_but_not_beside_the_update() -> None:
+    small, large = (
+        verdict(options(per_row=0.5, checkpointed=0.1, scoring=scoring * GIB)) for scoring in (3, 6)
+    )
+    assert small.needs_gib == pytest.approx(2 + 8 * 0.5 + RESERVE)
+    assert large.needs_gib == pytest.approx(2 + 6 + RESERVE)
+    assert large.fits
+    none = verdict(options(per_row=0.5, checkpointed=0.1, scoring=8 * GIB))
+    assert not none.fits
+    assert (none.largest_micro_batch, none.largest_micro_batch_with_checkpointing) == (0, 0)
 
 
 def test_what_fits_needs_no_advice() -> None:

@@ -35,6 +35,7 @@ FLOPS = {
 MEMORY = {
     "base",
     "vae",
+    "reward_models",
     "text_encoders",
     "frozen_adapters",
     "student_adapter",
@@ -76,9 +77,10 @@ def test_json_is_whole_and_stable(config: Path) -> None:
         "machines",
         "notes",
     ]
-    assert (plan["schema"], plan["kind"], plan["utilisation"]) == (1, "distill", 0.5)
+    assert (plan["schema"], plan["kind"], plan["utilisation"]) == (2, "distill", 0.5)
     assert set(plan["flops"]["update"]) == set(plan["flops"]["naive_update"]) == FLOPS
-    assert plan["flops"]["update"]["rewards"] is None
+    assert plan["flops"]["update"]["rewards"] == 0
+    assert plan["flops"]["naive_update"]["rewards"] is None
     assert set(plan["memory"]["with_checkpointing"]) == set(plan["memory"]["without_checkpointing"]) == MEMORY
     for memory in (plan["memory"]["with_checkpointing"], plan["memory"]["without_checkpointing"]):
         assert memory["total"] == sum(value for part, value in memory.items() if part != "total")

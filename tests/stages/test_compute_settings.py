@@ -129,3 +129,15 @@ def test_what_computes_a_run_is_no_part_of_its_identity(tmp_path: Path) -> None:
     )
     for other in ("base.dtype=bfloat16", "base.resolution=16", "base.t5=false", "anchor.weight=0.5"):
         assert identity(other) != identity(), other
+
+
+def test_the_passes_of_a_reward_are_no_part_of_a_teacher() -> None:
+    settings = read(asset_folder() / "configs/teachers/preference.yaml", TeacherSettings)
+    (reward,) = settings.rewards
+
+    def identity(**changes: object) -> str:
+        changed = settings.model_copy(update={"rewards": (reward.model_copy(update=changes),)})
+        return fingerprint(changed, settings.base, [])
+
+    assert identity() == identity(batch_size=2)
+    assert identity() != identity(weight=2.0)

@@ -75,7 +75,10 @@ class Cells:
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
-            "rewards": [reward.model_dump(mode="json", exclude=set(TRAINING)) for reward in settings.rewards],
+            "rewards": [
+                reward.model_dump(mode="json", exclude={*TRAINING, "batch_size"})
+                for reward in settings.rewards
+            ],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds_of(domain)],
         }

@@ -38,6 +38,8 @@ def fingerprint(settings: Settings, base: common.BaseModelSettings, files: Seque
     for file in relevant.get("prompts", []):
         for key in common.PROMPT_CHECKS:
             file.pop(key)
+    for reward in relevant.get("rewards", []):
+        reward.pop("batch_size", None)
     return hashed(relevant, base, files)
 
 

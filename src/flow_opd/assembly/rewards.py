@@ -32,7 +32,7 @@ def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Rew
 
     Args:
         spec: which reward, and its settings.
-        device: where GenEval's networks compute; the other rewards run on the CPU.
+        device: where networks compute; OCR and the palette run on the CPU.
     """
     if isinstance(spec, GenEvalSettings):
         return _build_geneval(spec, device)
@@ -41,9 +41,9 @@ def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Rew
             return OCRReward(PageReader())
         return OCRReward(LineReader(alphabet=spec.alphabet, width=spec.width, batch_size=spec.batch_size))
     if isinstance(spec, DeQASettings):
-        return DeQAReward(locate(spec.path, key="path"))
+        return DeQAReward(locate(spec.path, key="path"), device=device)
     assert isinstance(spec, PickScoreSettings), spec
-    return PickScoreReward(locate_model(spec.path, key="path"))
+    return PickScoreReward(locate_model(spec.path, key="path"), device=device, batch_size=spec.batch_size)
 
 
 def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
@@ -58,6 +58,7 @@ def _build_geneval(spec: GenEvalSettings, device: torch.device | str) -> Reward:
         floor=min(spec.threshold, spec.counting_threshold),
         side=spec.side,
         device=device,
+        batch_size=spec.batch_size,
     )
     return GenEvalReward(
         detector, threshold=spec.threshold, counting_threshold=spec.counting_threshold, clamped=clamped

@@ -58,7 +58,7 @@ def load_backbone(
         with quiet_loading():
             pipe = kind.pipeline.from_pretrained(
                 source,
-                dtype=DTYPES[base.dtype],
+                dtype=dtypes_of(base),
                 revision=base.revision,
                 variant=base.variant,
                 local_files_only=is_offline(base.offline),
@@ -74,6 +74,15 @@ def load_backbone(
     backbone = kind.wrap(pipe, base)
     prepare(backbone, compute)
     return backbone
+
+
+def dtypes_of(base: BaseModelSettings) -> dict[str, torch.dtype]:
+    """Returns the number formats of a base's parts as diffusers takes them.
+
+    The VAE computes in float32 whatever the rest does: rewards see what a bfloat16 decoder rounds away, and
+    decoding is a small part of the work.
+    """
+    return {"default": DTYPES[base.dtype], "vae": torch.float32}
 
 
 @contextmanager

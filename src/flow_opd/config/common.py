@@ -36,7 +36,7 @@ class BaseModelSettings(Settings):
     variant: str | None = None
     """File variant of the weights, such as 'fp16'."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the frozen weights."""
+    """Number format of the frozen transformer and text encoders; the VAE and all adapters are float32."""
     max_sequence_length: NonNegativeInt
     """T5 tokens per prompt: 128 for Stable Diffusion 3.5, 0 for a base without T5, which needs no padding."""
     t5: bool = True

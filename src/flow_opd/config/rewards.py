@@ -48,6 +48,8 @@ class GenEvalSettings(_RewardSettings):
     training_score: Literal["continuous", "unclamped"] = "continuous"
     """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as Flow-GRPO trains: five
     objects where one is asked for cost more than two. Reports keep the continuous score."""
+    batch_size: PositiveInt = 4
+    """Mask2Former: images of one pass."""
 
     @model_validator(mode="after")
     def _one_detector(self) -> GenEvalSettings:
@@ -62,7 +64,7 @@ class GenEvalSettings(_RewardSettings):
             what, allowed = "a Mask2Former without a CLIP for colours", "a folder, 'asset:NAME' or hub id"
             fix = "set colors, such as openai/clip-vit-large-patch14"
             refuse([Problem(("detector",), what, self.detector, allowed, fix)])
-        given = self.model_dump(include={"colors", "side", "threshold", "counting_threshold"})
+        given = self.model_dump(include={"colors", "side", "threshold", "counting_threshold", "batch_size"})
         allowed, fix = "the default", "remove it, or name a Mask2Former in 'detector' in place of the palette"
         refuse(
             [
@@ -133,6 +135,8 @@ class PickScoreSettings(_RewardSettings):
     """Which reward this is."""
     path: Name
     """Folder of the CLIP model, 'asset:NAME' or hub id."""
+    batch_size: PositiveInt = 64
+    """Images of one pass."""
 
     @property
     def judge(self) -> str:

@@ -116,9 +116,8 @@ class Scores:
 
     def _rows(self, rows: NDArray[np.intp]) -> Scores:
         """The scores at `rows`, in that order."""
-        pairs, prompts, tags = (
-            tuple(every[row] for row in rows) for every in (self.pairs, self.prompts, self.tags)
-        )
+        pairs = tuple(self.pairs[row] for row in rows)
+        prompts, tags = (tuple(every[row] for row in rows) for every in (self.prompts, self.tags))
         return Scores(pairs, self.values[rows], self.valid[rows], prompts, tags)
 
 
@@ -207,7 +206,7 @@ class Bootstrap:
                     fix="evaluate more prompts, or leave this metric out of the domain",
                 )
             )
-        total = sum(group.tags * self._means(group, stratum) for group in groups)
+        total = np.stack([group.tags * self._means(group, stratum) for group in groups]).sum(0)
         means: NDArray[np.float64] = total / sum(group.tags for group in groups)
         return means
 

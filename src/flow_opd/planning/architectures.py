@@ -21,6 +21,8 @@ from flow_opd.errors import ConfigError, explain
 from flow_opd.hub import hub_errors
 
 BASES = Path(__file__).parent / "bases"  # owner/name/, laid out as in the repository, config files only
+REWARD_MODELS = Path(__file__).parent / "reward_models"  # the same
+CONFIG = "config.json"
 INDEX = "model_index.json"
 NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 SCHEDULER = "scheduler"
@@ -68,14 +70,36 @@ def read_architecture(base: BaseModelSettings) -> Architecture:
             continue
         class_name = str(entry[1])
         if base.t5 or class_name != "T5EncoderModel":
-            networks[name] = Network(class_name, read(f"{name}/config.json"))
+            networks[name] = Network(class_name, read(f"{name}/{CONFIG}"))
     scheduler = read(f"{SCHEDULER}/scheduler_config.json")
     return Architecture(str(index.get("_class_name")), networks, scheduler, source)
 
 
 def bundled() -> list[str]:
-    """Returns the hub ids whose config files this package holds."""
+    """Returns the hub ids of bases whose config files this package holds."""
     return sorted(str(file.parent.relative_to(BASES)) for file in BASES.glob(f"*/*/{INDEX}"))
+
+
+def read_reward_config(path: str, *, key: str, name: str = CONFIG) -> Mapping[str, Any]:
+    """Returns a config file of a reward model: of its folder, of this package, or of the hub.
+
+    Args:
+        path: folder, 'asset:NAME' or hub id.
+        key: setting that names it, for messages.
+        name: of the file.
+
+    Raises:
+        ConfigError: if it is missing, unreadable or out of reach.
+    """
+    where = locate_model(path, key=key)
+    folder = Path(where).expanduser()
+    if not folder.exists() and (REWARD_MODELS / where / CONFIG).exists():
+        folder = REWARD_MODELS / where
+    if folder.exists():
+        return _from_folder(folder, name)
+    with hub_errors(where, what=f"the reward model in '{key}', whose {name} this package does not hold,"):
+        file = hf_hub_download(where, name)
+    return _parsed(Path(file))
 
 
 def _reader(where: str, base: BaseModelSettings) -> tuple[Reader, str]:
@@ -93,10 +117,10 @@ def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             explain(
-                "the base lacks a config file",
+                "a model lacks a config file",
                 value=str(folder / name),
-                allowed="a diffusers folder: model_index.json, and a config.json in each part",
-                fix="point base.path at the folder that save_pretrained wrote",
+                allowed="a folder as save_pretrained writes it, with the config file of each part",
+                fix="correct the path of the base or reward model, or save it again",
             )
         ) from None
 
@@ -115,7 +139,7 @@ def _parsed(file: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise ConfigError(
             explain(
-                f"a config file of the base is not JSON ({error})",
+                f"a config file is not JSON ({error})",
                 value=str(file),
                 allowed="the JSON object that diffusers or transformers wrote",
                 fix="copy or download the file again",

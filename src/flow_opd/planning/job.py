@@ -37,6 +37,7 @@ class Work:
     anchor: float = 0.0
     reference: float = 0.0
     decode: float = 0.0  # images
+    scored: float = 0.0  # images that rewards judge
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         rollout=rows * settings.sampling.num_steps / updates,
         reference=rows * trained / updates if reference else 0.0,
         decode=rows / updates,
+        scored=rows / updates,
     )
     forms, notes = _forms(settings, {}, student)
     return Job(

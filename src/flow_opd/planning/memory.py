@@ -84,7 +84,7 @@ def needed(total: int) -> float:
     return total / GIB + RESERVE
 
 
-def largest_micro_batch(fixed: int, dynamic: Dynamic, capacity: float, limit: int) -> int:
+def largest_micro_batch(fixed: int, dynamic: Dynamic, capacity: float, limit: int, *, aside: int = 0) -> int:
     """Returns the most rows of a micro-batch that fit a card, at most `limit`; 0 if not even one does.
 
     Args:
@@ -92,6 +92,9 @@ def largest_micro_batch(fixed: int, dynamic: Dynamic, capacity: float, limit: in
         dynamic: of some micro-batch.
         capacity: GiB of the card.
         limit: rows that there are.
+        aside: bytes that come and go at another time, whatever the micro-batch.
     """
     room = (capacity - RESERVE) * GIB - fixed
+    if aside > room:
+        return 0
     return max(0, min(limit, math.floor(room * dynamic.rows / dynamic.peak)))

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from flow_opd.backbones.loading import DTYPES
+from flow_opd.backbones.loading import dtypes_of
 from flow_opd.backbones.sd3 import T5_PARTS
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
-from flow_opd.planning.flops import update_flops
+from flow_opd.planning.flops import gpu_hours, update_flops
 from flow_opd.planning.job import Job, Work
 from flow_opd.planning.machines import MACHINES, RESERVE
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
@@ -22,7 +22,7 @@ from flow_opd.planning.probe import Readings
 from flow_opd.planning.shapes import ShapeModel, build_network, count
 from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
-SCHEMA = 1  # of the JSON; raised when a key goes or changes its meaning
+SCHEMA = 2  # of the JSON; raised when a key goes or changes its meaning
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Parameters:
     transformer: int
     vae: int
     text_encoders: Mapping[str, int]
+    reward_models: int
     adapters: Mapping[str, int]  # name -> of both factors in all modules
     adapted_modules: int  # of the student
 
@@ -61,6 +62,7 @@ class Plan:
     naive_memory: int  # bytes, with a pipeline for each policy
     flops: Mapping[str, float]  # part -> of one update
     naive_flops: Mapping[str, float]
+    cpu_seconds: float  # of one update, for rewards that a processor works out while the card waits
     bytes_per_prompt: int  # of an embedding
     verdicts: tuple[Verdict, ...]
     assumed: PlanSettings
@@ -73,9 +75,11 @@ class Plan:
             for on, one in self.memory.items()
         }
         flops, naive = (
-            {**parts, "rewards": None, "total": sum(parts.values())}
+            dict[str, float | None]({**parts, "total": sum(parts.values())})
             for parts in (self.flops, self.naive_flops)
         )
+        if not self.naive_work.scored:
+            naive["rewards"] = None  # it scores every image, by rewards that this configuration does not name
         return {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -87,6 +91,7 @@ class Plan:
                 **asdict(self.share),
                 "rows": asdict(self.work),
                 "naive_rows": asdict(self.naive_work),
+                "reward_cpu_seconds": self.cpu_seconds,
             },
             "memory": {
                 "configured": _NAMES[self.checkpointing],
@@ -124,13 +129,18 @@ def make_plan(
         assumed: number of processes and utilisation.
     """
     settings = job.settings
-    dtype = DTYPES[settings.base.dtype]
-    networks = {name: build_network(one, dtype) for name, one in architecture.networks.items()}
+    formats = dtypes_of(settings.base)
+    networks = {
+        name: build_network(one, formats.get(name, formats["default"]))
+        for name, one in architecture.networks.items()
+    }
     sizes = {name: module_size(network) for name, network in networks.items()}
     share = share_of_process(job, assumed.processes)
     prompt = size([model.backbone.text, model.backbone.pooled])
     sharded = sharded_size(networks["transformer"], assumed.processes)
+    scoring = readings.scoring
     fixed = _fixed(job, model, sizes, sharded=sharded, embeddings=share.trajectories * prompt)
+    fixed["reward_models"] = scoring.bytes
     dynamic = {on: readings.of(on).dynamic for on in (False, True)}
     checkpointing = settings.compute.gradient_checkpointing
     costs = readings.costs
@@ -138,7 +148,7 @@ def make_plan(
     naive_flops = update_flops(job.naive, costs, checkpointing=checkpointing)
     whole = sum(sizes.values())
     copies = job.pipelines * whole - sum(fixed[part] for part in ("base", "vae", "text_encoders"))
-    worst = max(dynamic[checkpointing].peak, readings.decode.peak)
+    worst = max(dynamic[checkpointing].peak, readings.decode.peak, scoring.peak)
     options = Options(
         fixed=sum(fixed.values()),
         dynamic=dynamic,
@@ -147,29 +157,39 @@ def make_plan(
         encoding=whole,
         savings=_savings(settings, fixed, sizes["transformer"] - sharded),
         t5_may_go=any(part in networks for part in T5_PARTS),
+        scoring=scoring.peak,
     )
-    run, naive_run = (sum(each.values()) * job.updates for each in (flops, naive_flops))
+    cpu_seconds = job.work.scored * scoring.cpu_seconds
     return Plan(
         kind="distill" if isinstance(settings, DistillSettings) else "teacher",
         base=_base(job, architecture, model),
-        parameters=_parameters(model, networks, job),
+        parameters=_parameters(model, networks, job, scoring.parameters),
         work=job.work,
         naive_work=job.naive,
         share=share,
         updates=job.updates,
         checkpointing=checkpointing,
-        memory={on: Memory(fixed, one.kept, one.peak - one.kept) for on, one in dynamic.items()},
+        memory={
+            on: Memory(fixed, one.kept, max(one.peak, scoring.peak) - one.kept) for on, one in dynamic.items()
+        },
         encoding=whole,
         naive_memory=sum(fixed.values()) + copies + worst,
         flops=flops,
         naive_flops=naive_flops,
+        cpu_seconds=cpu_seconds,
         bytes_per_prompt=prompt,
         verdicts=tuple(
-            judge(card, options, run=run, naive_run=naive_run, utilisation=assumed.utilisation)
+            judge(
+                card,
+                options,
+                hours=job.updates * gpu_hours(flops, card, assumed.utilisation, cpu_seconds=cpu_seconds),
+                naive_hours=job.updates
+                * gpu_hours(naive_flops, card, assumed.utilisation, cpu_seconds=cpu_seconds),
+            )
             for card in MACHINES
         ),
         assumed=assumed,
-        notes=(*job.notes, *_caveats(settings)),
+        notes=(*job.notes, *scoring.notes, *_caveats(settings)),
     )
 
 
@@ -236,7 +256,9 @@ def _base(job: Job, architecture: Architecture, model: ShapeModel) -> dict[str, 
     }
 
 
-def _parameters(model: ShapeModel, networks: Mapping[str, nn.Module], job: Job) -> Parameters:
+def _parameters(
+    model: ShapeModel, networks: Mapping[str, nn.Module], job: Job, reward_models: int
+) -> Parameters:
     adapters = {
         name: sum(parameter.numel() for parameter in model.adapters.parameters(name).values())
         for name in job.forms
@@ -247,6 +269,7 @@ def _parameters(model: ShapeModel, networks: Mapping[str, nn.Module], job: Job) 
         text_encoders={
             name: count(network) for name, network in networks.items() if name.startswith("text_encoder")
         },
+        reward_models=reward_models,
         adapters=adapters,
         adapted_modules=len(model.trained) // 2,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flow_opd.planning.memory import Dynamic
 from flow_opd.planning.meter import Span
+from flow_opd.planning.scoring import Scoring
 from flow_opd.planning.shapes import DECODE, ShapeModel
 from flow_opd.protocols import BatchSource, Objective, VelocityField
 from flow_opd.types import Conditioning, Prompt
@@ -90,6 +91,7 @@ class Costs:
     anchor: float
     reference: float
     decode: float  # of one image
+    scoring: float  # of one image, all rewards together
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Readings:
     decode: Span  # of the images of a micro-batch
     teacher: float  # FLOPs of a teacher's velocity for one row, a mean over tasks
     anchor: float  # FLOPs of the anchor's velocity for one row
+    scoring: Scoring  # of the images of a micro-batch
 
     def of(self, checkpointing: bool) -> Reading:
         """Returns the reading with or without gradient checkpointing."""
@@ -118,6 +121,7 @@ class Readings:
             anchor=self.anchor,
             reference=plain(REFERENCE),
             decode=self.decode.flops / self.decode.rows,
+            scoring=self.scoring.flops,
         )
 
 

@@ -23,11 +23,21 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    T5Config,
+    T5EncoderModel,
+)
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.backbones.loading import BACKBONES, DTYPES
+from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings
@@ -43,8 +53,10 @@ _OF_DIFFUSERS = {
     "SD3Transformer2DModel": SD3Transformer2DModel,
 }
 _OF_TRANSFORMERS = {
+    "CLIPModel": (CLIPModel, CLIPConfig),
     "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
     "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "Mask2FormerForUniversalSegmentation": (Mask2FormerForUniversalSegmentation, Mask2FormerConfig),
     "T5EncoderModel": (T5EncoderModel, T5Config),
 }
 _NOT_SHAPES = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
@@ -225,7 +237,7 @@ def build_model(
     """
     dtype = DTYPES[base.dtype]
     transformer = build_network(architecture.networks["transformer"], dtype)
-    vae = build_network(architecture.networks["vae"], dtype)
+    vae = build_network(architecture.networks["vae"], dtypes_of(base)["vae"])
     adapters = SharedAdapters(transformer, forms, student=student)
     config: Any = transformer.config
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -16,6 +16,7 @@ MIB = 2**20
 _MEMORY_WORDS = {
     "base": "base, frozen, shared by all policies",
     "vae": "VAE, for the reward's images",
+    "reward_models": "reward models",
     "text_encoders": "text encoders (without 'embeddings')",
     "frozen_adapters": "frozen adapters",
     "student_adapter": "student's adapter",
@@ -33,6 +34,7 @@ _FLOPS_WORDS = {
     "anchor": "anchor",
     "reference": "reference (the bare base)",
     "decode": "decoding images",
+    "rewards": "rewards",
 }
 
 
@@ -90,6 +92,8 @@ def _parameters(plan: Plan) -> Table:
     table.add_row("VAE", _millions(parameters.vae))
     for name, number in parameters.text_encoders.items():
         table.add_row(name.replace("_", " "), _millions(number))
+    if parameters.reward_models:
+        table.add_row("reward models", _millions(parameters.reward_models))
     for name, number in parameters.adapters.items():
         table.add_row(f"adapter {name}", _millions(number))
     table.add_row("modules with an adapter", str(parameters.adapted_modules))
@@ -132,7 +136,8 @@ def _flops(plan: Plan) -> Table:
         if ours or theirs:
             share = f"{100 * ours / total:.0f} %" if ours else ""
             table.add_row(words, f"{ours / unit:,.2f}" if ours else "", share, f"{theirs / unit:,.2f}")
-    table.add_row("rewards", "not planned" if plan.work.decode else "none", "", "not planned", style="dim")
+    if not plan.work.scored:
+        table.add_row("rewards", "none", "", "not planned", style="dim")
     table.add_row("total", f"{total / unit:,.2f}", "", f"{naive / unit:,.2f}", style="bold")
     return table
 
@@ -170,8 +175,16 @@ def _cards(plan: Plan) -> Table:
 def _small_print(plan: Plan) -> str:
     lines = [
         f"Hours at {100 * plan.assumed.utilisation:.0f} % of each card's dense bfloat16 peak; "
-        f"a card needs {RESERVE:g} GiB more than the tensors.",
-        "Not planned: rewards, evaluation, waiting for other processes, the optimizer's arithmetic.",
+        f"a card needs {RESERVE:g} GiB more than the tensors."
+    ]
+    if plan.flops["decode"]:
+        lines.append("The VAE computes in float32, at half of that; rewards at the float32 rate.")
+    if plan.cpu_seconds:
+        lines.append(
+            f"Rewards on the processor take {plan.cpu_seconds:,.1f} core-seconds of an update, in the hours."
+        )
+    lines += [
+        "Not planned: evaluation, waiting for other processes, the optimizer's arithmetic.",
         "Naive: every policy is a pipeline of its own, with encoders and VAE; the student walks first and is "
         "trained on the states again; every image is decoded.",
         f"An embedded prompt takes {plan.bytes_per_prompt / MIB:.2f} MiB.",

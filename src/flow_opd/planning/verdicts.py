@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flow_opd.planning.machines import Machine, gpu_hours
+from flow_opd.planning.machines import Machine
 from flow_opd.planning.memory import Dynamic, largest_micro_batch, needed
 
 
@@ -27,16 +27,19 @@ class Options:
     checkpointing: bool  # as configured
     rows: int  # of a process: the largest micro-batch that makes sense
     encoding: int  # bytes while prompts are encoded
+    scoring: int = 0  # bytes that come and go while rewards judge, outside of the update
     savings: tuple[Saving, ...] = ()  # what else can be changed, the cheapest first
     t5_may_go: bool = False  # whether the base can do without its largest text encoder
 
     def need(self, *, checkpointing: bool, micro_batch: int, saved: Sequence[Saving] = ()) -> float:
         """Returns the GiB that a card must have."""
-        return needed(self._fixed(saved) + self.dynamic[checkpointing].at(micro_batch).peak)
+        comes_and_goes = max(self.dynamic[checkpointing].at(micro_batch).peak, self.scoring)
+        return needed(self._fixed(saved) + comes_and_goes)
 
     def largest(self, capacity: float, *, checkpointing: bool, saved: Sequence[Saving] = ()) -> int:
         """Returns the most rows of a micro-batch that fit `capacity` GiB."""
-        return largest_micro_batch(self._fixed(saved), self.dynamic[checkpointing], capacity, self.rows)
+        fixed, dynamic = self._fixed(saved), self.dynamic[checkpointing]
+        return largest_micro_batch(fixed, dynamic, capacity, self.rows, aside=self.scoring)
 
     def _fixed(self, saved: Sequence[Saving]) -> int:
         return self.fixed - sum(saving.bytes for saving in saved)
@@ -58,8 +61,8 @@ class Verdict:
     advice: str  # empty if it fits
 
 
-def judge(machine: Machine, options: Options, *, run: float, naive_run: float, utilisation: float) -> Verdict:
-    """Returns the verdict on a card for a run of `run` FLOPs (`naive_run` by the naive schedule)."""
+def judge(machine: Machine, options: Options, *, hours: float, naive_hours: float) -> Verdict:
+    """Returns the verdict on a card for a run of so many hours of it, by our and by the naive schedule."""
     micro_batch = options.dynamic[options.checkpointing].rows
     needs = options.need(checkpointing=options.checkpointing, micro_batch=micro_batch)
     encodes = needed(options.encoding) <= machine.memory
@@ -69,8 +72,8 @@ def judge(machine: Machine, options: Options, *, run: float, naive_run: float, u
         bf16_tflops=machine.tflops,
         needs_gib=needs,
         fits=needs <= machine.memory and encodes,
-        gpu_hours=gpu_hours(run, machine, utilisation),
-        naive_gpu_hours=gpu_hours(naive_run, machine, utilisation),
+        gpu_hours=hours,
+        naive_gpu_hours=naive_hours,
         largest_micro_batch=options.largest(machine.memory, checkpointing=False),
         largest_micro_batch_with_checkpointing=options.largest(machine.memory, checkpointing=True),
         advice=_advice(machine, options, needs, micro_batch, encodes=encodes),

@@ -69,25 +69,36 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen CLIPModel in float32, its tokenizer, and what it does with pictures first."""
+    """A frozen CLIPModel in float32 on its device, its tokenizer, and what it does with pictures first."""
 
     model: CLIPModel
     tokenizer: PreTrainedTokenizerBase
     preprocess: Preprocessing
+    device: torch.device
 
     @staticmethod
-    def load(path: Path | str, *, what: str) -> Clip:
+    def load(path: Path | str, *, what: str, device: torch.device | str = "cpu") -> Clip:
         """Reads a folder as transformers saves it, or a hub id.
 
         Args:
             path: of a CLIPModel with its tokenizer and preprocessor_config.json.
             what: what it is for, such as "preference model", for the message.
+            device: where the model computes.
 
         Raises:
             RewardError: if a file is missing, damaged, or does not fit.
         """
         allowed = "a CLIPModel in safetensors with its tokenizer and preprocessor_config.json"
         with readable(path, what=what, allowed=allowed) as folder:
-            model = whole_model(CLIPModel, folder)
+            model = whole_model(CLIPModel, folder).to(device)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            return Clip(model, tokenizer, Preprocessing.of(processor_config(folder)))
+            return Clip(model, tokenizer, Preprocessing.of(processor_config(folder)), torch.device(device))
+
+    def pixels(self, pictures: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+        """Returns the model's input of B RGB pictures, uint8 [height, width, 3] each, on its device."""
+        return self.preprocess(pictures).to(self.device)
+
+    def tokens(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Returns input_ids and attention_mask, [B, L], on the model's device; longer texts are cut."""
+        encoded = encode_texts(self.tokenizer, texts)
+        return {name: value.to(self.device) for name, value in encoded.items()}

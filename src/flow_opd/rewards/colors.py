@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from flow_opd.rewards.clip import Clip, encode_texts
+from flow_opd.rewards.clip import Clip
 from flow_opd.rewards.detectors import Box
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -61,9 +61,8 @@ class ColorClassifier:
         Raises:
             RewardError: if a file is missing, damaged, or does not fit.
         """
-        self.clip = Clip.load(path, what="CLIP for colours")
-        self.device, self.batch_size = torch.device(device), batch_size
-        self.clip.model.to(self.device)
+        self.clip = Clip.load(path, what="CLIP for colours", device=device)
+        self.batch_size = batch_size
         self._classifiers: dict[str, Tensor] = {}
 
     def name(self, crops: Sequence[NDArray[np.uint8]], labels: Sequence[str]) -> list[str]:
@@ -86,7 +85,7 @@ class ColorClassifier:
     @torch.inference_mode()
     def _images(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Returns the normalised embeddings, [B, D]."""
-        pixels = self.clip.preprocess(crops).to(self.device)
+        pixels = self.clip.pixels(crops)
         model = self.clip.model
         return normalize(
             model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output), dim=-1
@@ -97,9 +96,7 @@ class ColorClassifier:
         """Returns the normalised embeddings of the colours of a class, [10, D]; worked out once."""
         if label not in self._classifiers:
             texts = [template.format(color=color, label=label) for color in COLORS for template in TEMPLATES]
-            tokens = encode_texts(self.clip.tokenizer, texts)
-            tokens = {key: value.to(self.device) for key, value in tokens.items()}
-            model = self.clip.model
+            model, tokens = self.clip.model, self.clip.tokens(texts)
             embeddings = normalize(model.text_projection(model.text_model(**tokens).pooler_output), dim=-1)
             means = embeddings.reshape(len(COLORS), len(TEMPLATES), -1).mean(dim=1)
             self._classifiers[label] = normalize(means, dim=-1)

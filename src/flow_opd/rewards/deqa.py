@@ -32,18 +32,19 @@ class DeQAReward:
     name = "deqa"
     scale = (1.0, 5.0)
 
-    def __init__(self, path: Path, *, batch_size: int = 256) -> None:
+    def __init__(self, path: Path, *, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
         """Loads the quality model.
 
         Args:
             path: a folder as `QualityNet.save` writes it.
+            device: where it computes, in float32; scores come back to the CPU.
             batch_size: images of one pass.
 
         Raises:
             RewardError: if there is no usable model.
         """
-        self.net = QualityNet.from_folder(Path(path))
-        self.batch_size = batch_size
+        self.net = QualityNet.from_folder(Path(path)).to(device)
+        self.device, self.batch_size = torch.device(device), batch_size
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
         """Returns the expected levels; what the prompts say does not matter.
@@ -60,7 +61,8 @@ class DeQAReward:
         values = [torch.zeros(0)]
         with torch.inference_mode():
             for start in range(0, len(pixels), self.batch_size):
-                values.append(expected_level(self.net(pixels[start : start + self.batch_size])))
+                part = pixels[start : start + self.batch_size].to(self.device)
+                values.append(expected_level(self.net(part)).cpu())
         return RewardScores(
             name=self.name,
             values=torch.cat(values),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flow_opd.rewards.clip import Clip, encode_texts
+from flow_opd.rewards.clip import Clip
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
 
@@ -25,19 +25,19 @@ class PickScoreReward:
     name = "pickscore"
     scale = (0.0, 100.0)
 
-    def __init__(self, path: Path | str, *, batch_size: int = 64) -> None:
+    def __init__(self, path: Path | str, *, device: torch.device | str = "cpu", batch_size: int = 64) -> None:
         """Loads model, tokenizer and the numbers of the preprocessing.
 
         Args:
             path: a folder as transformers saves a CLIPModel with its tokenizer, or a hub id.
+            device: where it computes, in float32; scores come back to the CPU.
             batch_size: images of one pass.
 
         Raises:
             RewardError: if a file is missing, damaged, or does not fit.
         """
         self.batch_size = batch_size
-        clip = Clip.load(path, what="preference model")
-        self.model, self.tokenizer, self.preprocess = clip.model, clip.tokenizer, clip.preprocess
+        self.clip = Clip.load(path, what="preference model", device=device)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
         """Returns the scores of images for their own prompts.
@@ -63,8 +63,9 @@ class PickScoreReward:
         )
 
     def _score(self, pictures: NDArray[np.uint8], texts: Sequence[str]) -> Tensor:
+        model = self.clip.model
         with torch.inference_mode():
-            output = self.model(pixel_values=self.preprocess(pictures), **encode_texts(self.tokenizer, texts))
+            output = model(pixel_values=self.clip.pixels(pictures), **self.clip.tokens(texts))
             cosine = (output.image_embeds * output.text_embeds).sum(dim=-1)
-            scores: Tensor = self.model.logit_scale.exp() * cosine
-        return scores
+            scores: Tensor = model.logit_scale.exp() * cosine
+        return scores.cpu()

@@ -35,6 +35,7 @@ from flow_opd.planning.probe import (
     read_update,
     read_velocity,
 )
+from flow_opd.planning.scoring import Scoring, read_scoring
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
 from flow_opd.processes import ALONE
@@ -91,11 +92,14 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
     """Returns the readings of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
-    teacher, anchor = 0.0, 0.0
+    teacher, anchor, scoring = 0.0, 0.0, Scoring()
     if isinstance(job.settings, DistillSettings):
         teacher, anchor = _costs_of_targets(job.settings, job, model)
+    else:
+        side = model.backbone.inner.image_size
+        scoring = read_scoring(job.settings.rewards, rows=rows, image_size=side)
     decode = read_decode(model, rows)
-    return Readings(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor)
+    return Readings(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor, scoring=scoring)
 
 
 def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:
@@ -126,7 +130,7 @@ def _distillation(
 
 
 def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
-    """Returns a round of one group, whose images are decoded and get no reward."""
+    """Returns a round of one group, whose images are decoded; rewards are read apart, by `read_scoring`."""
     small = settings.model_copy(
         update={
             "sampling": _short(settings.sampling),
@@ -207,7 +211,7 @@ def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) ->
 
 
 class _NoReward:
-    """Stands where rewards stand, which are not planned."""
+    """Stands where rewards stand."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardTable:
         """Returns zeros."""

@@ -1,0 +1,190 @@
+"""The bases of precision.py: student, teachers and prompts, and the same in any number format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_base import write_base
+from torch import Tensor, nn
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.merging import merge
+from flow_opd.adapters.reading import read_adapter
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.backbones.loading import load_backbone
+from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.quiet import quiet_loading
+from flow_opd.config.common import BaseModelSettings, ComputeSettings, PromptsSettings
+from flow_opd.config.locations import locate
+from flow_opd.policies.policy import Policy
+from flow_opd.protocols import PromptEncoder
+from flow_opd.types import Conditioning, Prompt, TransitionBatch
+
+GUIDANCE = 4.5
+STUDENT = "student"
+STREAM = ", float32 between blocks"  # added to a number format
+TASKS = ("composition", "text", "preference", "quality")
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A base, a student with a teacher for each task, and prompts."""
+
+    base: str
+    loras: Mapping[str, LoraWeights]  # the student, and each teacher by its task
+    prompts: Sequence[Prompt]
+    num_steps: int
+    window: tuple[int, int]  # stochastic steps, both included
+    training: Mapping[str, Any]  # settings of the short distillation
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, which are the teachers' names too."""
+        return [name for name in self.loras if name != STUDENT]
+
+    def looked_at(self, each: int) -> list[Prompt]:
+        """Returns the first prompts of each task."""
+        return [
+            prompt
+            for task in self.tasks
+            for prompt in [one for one in self.prompts if one.task == task][:each]
+        ]
+
+
+def miniature() -> Laboratory:
+    """Returns the miniature with its four teachers and their merge."""
+    teachers = {task: read_adapter(locate(f"asset:teachers/{task}")) for task in TASKS}
+    merged, _ = merge(list(teachers.values()), method="svd", rank=32)
+    prompts = load_prompts([PromptsSettings(path=f"asset:prompts/train/{task}.jsonl") for task in TASKS])
+    training = {
+        "run": {"out": "unused", "rounds": 30},
+        "prompts_per_round": 16,
+        "micro_batch_size": 16,
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 5, "decay": "cosine"},
+    }
+    return Laboratory("asset:base", {**teachers, STUDENT: merged}, prompts, 8, (0, 4), training)
+
+
+def random_laboratory(folder: Path, *, layers: int, heads: int, latent_side: int) -> Laboratory:
+    """Writes a random base and returns it with a student and a teacher.
+
+    The factors B are so small that |v_student - v_teacher| is about a tenth of |v|, as in the miniature.
+    """
+    with quiet_loading():
+        write_base(folder, layers=layers, heads=heads, latent_side=latent_side)
+    bank = AdapterBank(load(str(folder), "float32"))
+    for seed, name in enumerate((STUDENT, "teacher")):
+        bank.add(name, LoraForm(rank=32, alpha=64.0), seed)
+        draw = torch.Generator().manual_seed(seed)
+        state = {
+            key: 0.02 * torch.randn(factor.shape, generator=draw) if "lora_B" in key else factor
+            for key, factor in bank.state(name).items()
+        }
+        bank.load_state(name, state)
+    training = {
+        "run": {"out": "unused", "rounds": 16},
+        "prompts_per_round": 4,
+        "micro_batch_size": 4,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "decay": "cosine"},
+    }
+    prompts = [Prompt(text, "teacher") for text in ("a red circle", "a blue square", "circle", "red blue")]
+    loras = {name: bank.weights(name) for name in bank.names}
+    return Laboratory(str(folder), loras, prompts, 5, (0, 3), training)
+
+
+def load(base: str, number_format: str) -> DiffusersBackbone:
+    """Returns a base whose transformer computes in a number format."""
+    settings = BaseModelSettings(path=base, max_sequence_length=0, dtype=number_format)
+    return load_backbone(settings, ComputeSettings(device="cpu"))
+
+
+class Cast:
+    """The policies of a laboratory in one number format."""
+
+    def __init__(self, lab: Laboratory, number_format: str, texts: PromptEncoder | None = None) -> None:
+        """Loads base and adapters.
+
+        Args:
+            lab: which.
+            number_format: of the transformer; with `STREAM` at its end it keeps float32 between blocks.
+            texts: encodes the prompts; None: the base itself.
+        """
+        self.backbone = load(lab.base, number_format.removesuffix(STREAM))
+        self.texts: PromptEncoder = texts or self.backbone
+        self.bank = AdapterBank(self.backbone)
+        for name, lora in lab.loras.items():
+            self.bank.put(name, lora)
+        self.bank.train(STUDENT)
+        self.autocast = number_format.endswith(STREAM)
+        if self.autocast:
+            _keep_stream(self.backbone.pipe.transformer)
+
+    def velocity(self, name: str, batch: TransitionBatch, rows: Sequence[int] | None = None) -> Tensor:
+        """Returns the guided velocity of an adapter at states, [M, C, H, W], or at some of their rows."""
+        chosen = list(range(len(batch))) if rows is None else list(rows)
+        policy = Policy(
+            self.backbone, adapters=self.bank, adapter=name, encoder=self.texts, guidance_scale=GUIDANCE
+        )
+        with torch.autocast("cpu", dtype=self.backbone.dtype, enabled=self.autocast):
+            return policy.velocity(
+                batch.latents[chosen], batch.sigma[chosen], batch.conditioning.rows(chosen)
+            ).float()
+
+    @torch.no_grad()
+    def teachers(self, batch: TransitionBatch) -> Tensor:
+        """Returns the guided velocity of each row's own teacher, [M, C, H, W]."""
+        velocity = torch.empty_like(batch.latents)
+        tasks = batch.conditioning.tasks
+        for task in dict.fromkeys(tasks):
+            rows = [row for row, other in enumerate(tasks) if other == task]
+            velocity[rows] = self.velocity(task, batch, rows)
+        return velocity
+
+
+class Encoded:
+    """Prompts that were encoded once, in float32 whatever the transformer computes in."""
+
+    def __init__(self, lab: Laboratory) -> None:
+        """Loads the text encoders."""
+        self.backbone = load(lab.base, "float32")
+        self._known: dict[str, Conditioning] = {}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Returns the conditioning of the prompts."""
+        for prompt in prompts:
+            if prompt.text not in self._known:
+                self._known[prompt.text] = self.backbone.encode_prompts([prompt])
+        known = [self._known[prompt.text] for prompt in prompts]
+        return Conditioning(
+            torch.cat([one.embeds for one in known]),
+            torch.cat([one.pooled for one in known]),
+            tuple(prompt.task for prompt in prompts),
+        )
+
+
+class InFloat32(nn.Module):
+    """A layer that stays in float32 inside of autocast."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        """Casts its weights."""
+        super().__init__()
+        self.inner = inner.float()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns what the layer gives, in float32."""
+        with torch.autocast("cpu", enabled=False):
+            output: Tensor = self.inner(*(one.float() for one in inputs))
+        return output
+
+
+def _keep_stream(transformer: Any) -> None:
+    """Has what goes from block to block, the embeddings and the last layers in float32, under autocast."""
+    for name in ("pos_embed", "context_embedder", "norm_out", "proj_out"):
+        setattr(transformer, name, InFloat32(getattr(transformer, name)))
