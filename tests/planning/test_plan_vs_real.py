@@ -21,6 +21,7 @@ from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.config.reader import from_values
+from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
@@ -94,6 +95,7 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         encoder,
         groups,
         settings.sampling,
+        weights=NamedStateWeights(name="transition"),
         seed=0,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,

@@ -37,6 +37,11 @@ class Memory:
     kept: int  # activations that the graph keeps between forward and backward pass
     working: int  # on top of them at the worst moment
 
+    @staticmethod
+    def of(fixed: Mapping[str, int], update: Dynamic, scoring: int) -> Memory:
+        """Returns the memory of updates and, at other moments, of rewards that take `scoring` bytes."""
+        return Memory(fixed, update.kept, max(update.peak, scoring) - update.kept)
+
     @property
     def total(self) -> int:
         """Bytes of all tensors at the worst moment."""

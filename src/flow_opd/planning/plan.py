@@ -16,7 +16,7 @@ from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import gpu_hours, update_flops
 from flow_opd.planning.job import Job, Work
-from flow_opd.planning.machines import MACHINES, RESERVE
+from flow_opd.planning.machines import MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
 from flow_opd.planning.probe import Readings
 from flow_opd.planning.shapes import ShapeModel, build_network, count
@@ -129,26 +129,22 @@ def make_plan(
         assumed: number of processes and utilisation.
     """
     settings = job.settings
-    formats = dtypes_of(settings.base)
-    networks = {
-        name: build_network(one, formats.get(name, formats["default"]))
-        for name, one in architecture.networks.items()
-    }
+    networks = _networks(settings, architecture)
     sizes = {name: module_size(network) for name, network in networks.items()}
     share = share_of_process(job, assumed.processes)
     prompt = size([model.backbone.text, model.backbone.pooled])
     sharded = sharded_size(networks["transformer"], assumed.processes)
     scoring = readings.scoring
-    fixed = _fixed(job, model, sizes, sharded=sharded, embeddings=share.trajectories * prompt)
-    fixed["reward_models"] = scoring.bytes
+    embeddings = share.trajectories * prompt
+    fixed = _fixed(job, model, sizes, sharded=sharded, embeddings=embeddings, rewards=scoring.bytes)
     dynamic = {on: readings.of(on).dynamic for on in (False, True)}
     checkpointing = settings.compute.gradient_checkpointing
-    costs = readings.costs
-    flops = update_flops(job.work, costs, checkpointing=checkpointing)
-    naive_flops = update_flops(job.naive, costs, checkpointing=checkpointing)
+    flops, naive_flops = (
+        update_flops(work, readings.costs, checkpointing=checkpointing) for work in (job.work, job.naive)
+    )
     whole = sum(sizes.values())
     copies = job.pipelines * whole - sum(fixed[part] for part in ("base", "vae", "text_encoders"))
-    worst = max(dynamic[checkpointing].peak, readings.decode.peak, scoring.peak)
+    peak = max(dynamic[checkpointing].peak, readings.decode.peak, scoring.peak)
     options = Options(
         fixed=sum(fixed.values()),
         dynamic=dynamic,
@@ -159,7 +155,7 @@ def make_plan(
         t5_may_go=any(part in networks for part in T5_PARTS),
         scoring=scoring.peak,
     )
-    cpu_seconds = job.work.scored * scoring.cpu_seconds
+    seconds = job.work.scored * scoring.cpu_seconds
     return Plan(
         kind="distill" if isinstance(settings, DistillSettings) else "teacher",
         base=_base(job, architecture, model),
@@ -169,27 +165,44 @@ def make_plan(
         share=share,
         updates=job.updates,
         checkpointing=checkpointing,
-        memory={
-            on: Memory(fixed, one.kept, max(one.peak, scoring.peak) - one.kept) for on, one in dynamic.items()
-        },
+        memory={on: Memory.of(fixed, one, scoring.peak) for on, one in dynamic.items()},
         encoding=whole,
-        naive_memory=sum(fixed.values()) + copies + worst,
+        naive_memory=sum(fixed.values()) + copies + peak,
         flops=flops,
         naive_flops=naive_flops,
-        cpu_seconds=cpu_seconds,
+        cpu_seconds=seconds,
         bytes_per_prompt=prompt,
-        verdicts=tuple(
-            judge(
-                card,
-                options,
-                hours=job.updates * gpu_hours(flops, card, assumed.utilisation, cpu_seconds=cpu_seconds),
-                naive_hours=job.updates
-                * gpu_hours(naive_flops, card, assumed.utilisation, cpu_seconds=cpu_seconds),
-            )
-            for card in MACHINES
-        ),
+        verdicts=_verdicts(job, options, flops, naive_flops, assumed.utilisation, seconds),
         assumed=assumed,
         notes=(*job.notes, *scoring.notes, *_caveats(settings)),
+    )
+
+
+def _networks(settings: TrainingSettings, architecture: Architecture) -> dict[str, nn.Module]:
+    """Returns the networks of the base in the number formats in which they are loaded."""
+    formats = dtypes_of(settings.base)
+    return {
+        name: build_network(one, formats.get(name, formats["default"]))
+        for name, one in architecture.networks.items()
+    }
+
+
+def _verdicts(
+    job: Job,
+    options: Options,
+    flops: Mapping[str, float],
+    naive_flops: Mapping[str, float],
+    utilisation: float,
+    cpu_seconds: float,
+) -> tuple[Verdict, ...]:
+    """Returns what each known card says to the run, and to the naive one."""
+
+    def hours(of_update: Mapping[str, float], card: Machine) -> float:
+        return job.updates * gpu_hours(of_update, card, utilisation, cpu_seconds=cpu_seconds)
+
+    return tuple(
+        judge(card, options, hours=hours(flops, card), naive_hours=hours(naive_flops, card))
+        for card in MACHINES
     )
 
 
@@ -200,7 +213,7 @@ def share_of_process(job: Job, processes: int) -> Share:
 
 
 def _fixed(
-    job: Job, model: ShapeModel, sizes: Mapping[str, int], *, sharded: int, embeddings: int
+    job: Job, model: ShapeModel, sizes: Mapping[str, int], *, sharded: int, embeddings: int, rewards: int
 ) -> dict[str, int]:
     """Returns part -> bytes that a process holds all the time."""
     settings = job.settings
@@ -217,6 +230,7 @@ def _fixed(
         "optimizer": optimizer_size(student, settings.optimizer),
         "moving_average": FLOAT32 * sum(one.numel() for one in student) if settings.ema else 0,
         "text_embeddings": embeddings,
+        "reward_models": rewards,
     }
 
 
