@@ -121,7 +121,7 @@ def _shapes(loras: Sequence[LoraWeights]) -> dict[str, tuple[int, int]]:
                     explain(
                         f"LoRA number {index} has another shape of {module} than one before it",
                         value=shape,
-                        allowed=shapes[module],
+                        allowed=str(shapes[module]),
                         fix="merge adapters of one base",
                     )
                 )
