@@ -21,9 +21,12 @@ from flow_opd.planning.job import distill_job, teacher_job
 from flow_opd.planning.shapes import build_network
 
 FOLDER = Path(__file__).parents[2] / "configs"
-PARTS = {"sd35m-base.yaml"}  # only ever extended
+PARTS = {"flux1dev-base.yaml", "sd35m-base.yaml"}  # only ever extended
 MODELS: dict[str, type[Settings]] = {
+    "flux1dev-evaluate.yaml": EvaluateSettings,
     "flux1dev-opd.yaml": DistillSettings,
+    "flux1dev-teacher-composition.yaml": TeacherSettings,
+    "flux1dev-teacher-text.yaml": TeacherSettings,
     "sd35m-evaluate.yaml": EvaluateSettings,
     "sd35m-grpo-mix.yaml": TeacherSettings,
     "sd35m-merge.yaml": MergeSettings,
@@ -62,10 +65,20 @@ def test_no_prompt_comes_twice_and_no_test_prompt_is_trained_on(name: str) -> No
     for file in getattr(settings, "prompts", ()):
         assert file.unique
         assert list(file.disjoint_from) == [
-            each for stem, each in tests.items() if stem == Path(file.path).stem
+            each for stem, each in tests.items() if stem == Path(file.path).stem.split("-")[0]
         ]
     for domain in getattr(settings, "domains", {}).values():
         assert domain.path in TESTS
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("sd35m-opd")])
+def test_the_update_is_the_same_on_any_number_of_cards(name: str) -> None:
+    settings = read(FOLDER / name, DistillSettings)
+    assert (settings.prompts_per_round, settings.optimizer.learning_rate) == (128, 1e-4)
+    shares = settings.task_shares or {}
+    composition = sum(share for task, share in shares.items() if task.startswith("composition-"))
+    assert composition / shares["text"] == pytest.approx(3, rel=0.001)
+    assert shares["text"] == shares["preference"] == shares["quality"]
 
 
 def forms_of(settings: Settings) -> dict[str, LoraForm]:

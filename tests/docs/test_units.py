@@ -12,6 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from flow_opd.config.common import EMASettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.reader import read
+from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean, transition_kl
 from flow_opd.training.ema import EMA
@@ -117,6 +120,16 @@ def test_beta(kls: tuple[Tensor, Tensor]) -> None:
             assert_shown(said, share)
     assert_shown(".76", (their[8] / their.sum()).item())
     assert PAGE.count(".76 of theirs") == 1
+
+
+def test_the_configurations_have_the_numbers_of_this_page() -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    for name, skip in (("text", 0), ("composition", 0), ("preference", 1)):
+        teacher = read(folder / f"sd35m-teacher-{name}.yaml", TeacherSettings)
+        assert teacher.kl_weight == number(settings("beta of a teacher", skip)[2])
+        assert teacher.ema == EMASettings(decay=number(settings("EMA of the GRPO teachers")[2]), every=8)
+    student = read(folder / "sd35m-opd.yaml", DistillSettings)
+    assert student.ema == EMASettings(decay=number(settings("EMA of their OPD")[2]), every=8)
 
 
 def test_lambda_and_the_clip_of_the_sde_carry_over(kls: tuple[Tensor, Tensor]) -> None:

@@ -116,9 +116,13 @@ class Scores:
 
     def _rows(self, rows: NDArray[np.intp]) -> Scores:
         """The scores at `rows`, in that order."""
-        pairs = tuple(self.pairs[row] for row in rows)
-        prompts, tags = (tuple(every[row] for row in rows) for every in (self.prompts, self.tags))
-        return Scores(pairs, self.values[rows], self.valid[rows], prompts, tags)
+        return Scores(
+            tuple(self.pairs[row] for row in rows),
+            self.values[rows],
+            self.valid[rows],
+            tuple(self.prompts[row] for row in rows),
+            tuple(self.tags[row] for row in rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,9 @@ class Bootstrap:
                     fix="evaluate more prompts, or leave this metric out of the domain",
                 )
             )
-        total = np.stack([group.tags * self._means(group, stratum) for group in groups]).sum(0)
-        means: NDArray[np.float64] = total / sum(group.tags for group in groups)
-        return means
+        means = [self._means(group, stratum) for group in groups]
+        draws: NDArray[np.float64] = np.average(means, axis=0, weights=[group.tags for group in groups])
+        return draws
 
     def _means(self, group: _Group, stratum: str) -> NDArray[np.float64]:
         """The mean of a group in each resample, [resamples]; of a single prompt always its own."""
