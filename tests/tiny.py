@@ -151,7 +151,13 @@ class Tiny:
         self.bank.train("student")
 
     def policy(self, adapter: str | None, guidance_scale: float = 1.0) -> Policy:
-        return Policy(self.backbone, adapters=self.bank, adapter=adapter, guidance_scale=guidance_scale)
+        return Policy(
+            self.backbone,
+            adapters=self.bank,
+            adapter=adapter,
+            guidance_scale=guidance_scale,
+            lockstep=self.lockstep,
+        )
 
     @property
     def student(self) -> Policy:

@@ -14,7 +14,7 @@ from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.policies.policy import Policy
-from flow_opd.rollout.sampler import draw_noise, generate_latents, rollout
+from flow_opd.rollout.sampler import WalkNoise, draw_noise, generate_latents, rollout
 from tiny import PROMPTS, new_tiny_pipeline
 from tiny_pipelines import tiny_sd3
 
@@ -76,10 +76,9 @@ def test_every_euler_step_is_that_of_diffusers(
         Policy(base, guidance_scale=guidance_scale),
         base.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=base.latent_shape,
-        schedule=ode_schedule(base.sigmas(STEPS)),
+        schedule=(schedule := ode_schedule(base.sigmas(STEPS))),
         dynamics=DYNAMICS.get(dynamics),
-        generators=seeds(),
+        noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(theirs) == STEPS
     for step, latents in enumerate(theirs):
@@ -111,10 +110,9 @@ def test_every_step_is_that_of_diffusers_with_t5_and_at_other_sizes(
         Policy(base, guidance_scale=guidance_scale),
         base.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=base.latent_shape,
-        schedule=ode_schedule(base.sigmas(STEPS)),
+        schedule=(schedule := ode_schedule(base.sigmas(STEPS))),
         dynamics=DYNAMICS.get("sde"),
-        generators=seeds(),
+        noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(theirs) == STEPS
     for step, latents in enumerate(theirs):

@@ -20,7 +20,7 @@ from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.policies.policy import Policy
-from flow_opd.rollout.sampler import draw_noise, rollout
+from flow_opd.rollout.sampler import WalkNoise, draw_noise, rollout
 from tiny import PROMPTS, fill
 from tiny_pipelines import TEXT_WIDTH, frozen, t5_tokenizer, tiny_autoencoder
 
@@ -95,10 +95,9 @@ def test_every_step_is_that_of_diffusers(base: Any, guidance_scale: float) -> No
         Policy(base, guidance_scale=guidance_scale),
         base.encode_prompts(PROMPTS),
         PROMPTS,
-        latent_shape=base.latent_shape,
-        schedule=ode_schedule(base.sigmas(4)),
+        schedule=(schedule := ode_schedule(base.sigmas(4))),
         dynamics=DYNAMICS.get("sde"),
-        generators=seeds(),
+        noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(visited) == 4
     for step, latents in enumerate(visited):

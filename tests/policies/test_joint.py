@@ -112,15 +112,19 @@ def test_fields_of_other_kinds_answer_beside_policies(tiny: Tiny, here: Here) ->
     assert policy.abs().sum(dim=(1, 2, 3)).gt(0).all()
 
 
-def test_the_number_of_passes_does_not_depend_on_rows(tiny: Tiny, here: Here) -> None:
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_in_lockstep_the_number_of_passes_does_not_depend_on_rows(
+    tiny: Tiny, here: Here, lockstep: bool
+) -> None:
     """Processes that share a sharded base call it together, whatever teachers their rows ask."""
-    for batching, passes in (("batched", 1), ("sequential", 2)):
+    batchings: dict[Literal["batched", "sequential"], int] = {"batched": 1, "sequential": 2}
+    for batching, passes in batchings.items():
         for rows in ([], [0], [0, 1, 2, 3]):
             base = CountedBase(tiny)
-            fields = policies(tiny, base, batching)  # type: ignore[arg-type]
-            targets = [whole_share(fields["anchor"], torch.tensor(rows, dtype=torch.long))]
-            (found,) = joint_velocities(targets, *here)
-            assert len(base.passes) == passes
+            anchor = policies(tiny, base, batching)["anchor"]
+            anchor.lockstep = lockstep
+            (found,) = joint_velocities([whole_share(anchor, torch.tensor(rows, dtype=torch.long))], *here)
+            assert len(base.passes) == (passes if rows or lockstep else 0)
             assert found.flatten(1).any(1).tolist() == [row in rows for row in range(4)]
 
 

@@ -16,8 +16,14 @@ def routed_teachers(
     settings: DistillSettings | SFTSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
 ) -> RoutedTeachers:
     """Returns the teachers of the settings as one velocity field; the bank has an adapter of each name."""
-    batching = settings.compute.guidance_batching
-    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
+    policy = partial(
+        Policy,
+        backbone,
+        adapters=bank,
+        encoder=encoder,
+        guidance_batching=settings.compute.guidance_batching,
+        lockstep=settings.compute.shard_base,
+    )
     teachers = {
         teacher.name: Teacher(
             policy(adapter=teacher.name, guidance_scale=teacher.guidance_scale),

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,7 +33,6 @@ from transformers import (
     T5EncoderModel,
 )
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
@@ -44,6 +41,7 @@ from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 from flow_opd.planning.architectures import Architecture, Network
 from flow_opd.planning.meter import Meter, Span
+from flow_opd.planning.shared_adapters import SharedAdapters
 from flow_opd.types import Conditioning, Prompt
 
 DECODE = "decode"  # part of a reading: images from latents
@@ -148,47 +146,6 @@ class ShapeBackbone:
     def sigmas(self, num_steps: int) -> Tensor:
         """Returns the model's own grid of noise levels, [num_steps + 1]."""
         return self.inner.sigmas(num_steps)
-
-
-class SharedAdapters:
-    """Adapters of one form share one LoRA: shapes cannot tell them apart, and building them takes time."""
-
-    def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraForm], *, student: str) -> None:
-        """Attaches a LoRA for the student and one for each other form.
-
-        Args:
-            transformer: the bare network, on the meta device.
-            forms: name -> rank, alpha and targets.
-            student: the one that is trained; it has a LoRA of its own.
-
-        Raises:
-            AdapterError: if a target names nothing in this network.
-        """
-        holder = SimpleNamespace(transformer=transformer)
-        self.bank = AdapterBank(holder)
-        self._representative: dict[str, str] = {}
-        for name, form in sorted(forms.items(), key=lambda item: item[0] != student):
-            alike = [old for old, other in forms.items() if old in self.bank.names and other == form]
-            shared = next((old for old in alike if old != student), None) if name != student else None
-            if shared is None:
-                self.bank.add(name, form, seed=0)
-            self._representative[name] = shared or name
-        self.bank.train(student)
-        self.transformer: nn.Module = holder.transformer
-
-    def using(self, name: str | None) -> AbstractContextManager[None]:
-        """Activates the adapter `name` (None = the bare base) inside the context."""
-        return self.bank.using(None if name is None else self._representative[name])
-
-    def using_rows(self, parts: Sequence[tuple[str | None, int]]) -> AbstractContextManager[None]:
-        """Activates an adapter for each part of the rows, (adapter, number of rows)."""
-        return self.bank.using_rows(
-            [(None if name is None else self._representative[name], rows) for name, rows in parts]
-        )
-
-    def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """Returns the parameters that the adapter `name` has, though it may share them here."""
-        return self.bank.parameters(self._representative[name])
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,8 @@ def joint_velocities(
     """Returns the velocity of each target, [M, C, H, W], float32; 0 at rows in which no field has a share.
 
     All policies of the targets answer in one forward pass (two where guidance is sequential), each at the
-    rows where it is needed, and once where several targets need the same. How many passes there are
-    depends on the targets' fields and not on their rows, so that processes which share a sharded base
-    stay in step.
+    rows where it is needed, and once where several targets need the same. For policies in lockstep the
+    number of passes depends on the targets' fields and not on their rows.
 
     Args:
         targets: each a sum of shares.

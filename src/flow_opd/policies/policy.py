@@ -38,6 +38,7 @@ class Policy:
         encoder: PromptEncoder | None = None,
         guidance_scale: float = 1.0,
         guidance_batching: Literal["batched", "sequential"] = "batched",
+        lockstep: bool = False,
     ) -> None:
         """Names the policy; nothing is computed.
 
@@ -48,6 +49,8 @@ class Policy:
             encoder: encodes the empty prompt of guidance; None = the base itself.
             guidance_scale: 1 = no guidance and half the cost; each policy has its own.
             guidance_batching: both halves of guidance in one forward pass, or one after the other.
+            lockstep: a pass without rows happens all the same, about a row that nobody asked for: processes
+                that share a sharded base must all call it equally often, whatever their prompts.
         """
         self.backbone = backbone
         self.adapters = adapters
@@ -55,6 +58,7 @@ class Policy:
         self.encoder: PromptEncoder = encoder or backbone
         self.guidance_scale = guidance_scale
         self.guidance_batching = guidance_batching
+        self.lockstep = lockstep
         self._null: Conditioning | None = None
 
     @property
@@ -98,8 +102,7 @@ def policy_velocities(
 ) -> list[Tensor]:
     """Returns the velocities of several policies of one base, each at its own rows, in one forward pass.
 
-    With sequential guidance there is a second pass for the empty prompt wherever a policy is guided, even
-    if none of its rows is asked.
+    With sequential guidance there is a second pass for the empty prompt.
 
     Args:
         asked: policies with the rows that they answer, [N] each, on the CPU.
@@ -144,7 +147,9 @@ def _pass(
     conditioning: Conditioning,
     parts: Sequence[tuple[str | None, int]],
 ) -> Tensor:
-    """Returns the velocities at `rows`, which `parts` give to adapters; a pass without rows still happens."""
+    """Returns the velocities at `rows`, which `parts` give to adapters."""
+    if len(rows) == 0 and not policy.lockstep:
+        return latents[:0]
     if len(rows) == 0:
         nothing = Conditioning(
             conditioning.embeds.new_zeros(1, *conditioning.embeds.shape[1:]),

@@ -146,8 +146,14 @@ def policies_of(
     settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
 ) -> OPDPolicies:
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
-    batching = settings.compute.guidance_batching
-    policy = partial(Policy, backbone, adapters=bank, encoder=encoder, guidance_batching=batching)
+    policy = partial(
+        Policy,
+        backbone,
+        adapters=bank,
+        encoder=encoder,
+        guidance_batching=settings.compute.guidance_batching,
+        lockstep=settings.compute.shard_base,
+    )
     return OPDPolicies(
         backbone=backbone,
         student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),

@@ -38,8 +38,10 @@ from flow_opd.planning.probe import (
 from flow_opd.planning.scoring import Scoring, read_scoring
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
+from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import ALONE
 from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rollout.walk_batches import Walks
 from flow_opd.stages import distill, teacher
@@ -197,12 +199,16 @@ def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
 def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) -> tuple[float, float]:
     """Returns the FLOPs of a velocity for one row: a teacher's, a mean over tasks, and the anchor's."""
     policies = distill.policies_of(settings, model.backbone, model.backbone, model.adapters)
+    routed = policies.teachers
+    assert isinstance(routed, RoutedTeachers)
     measured: dict[Hashable, float] = {}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
         kind = (job.forms[each.name], each.guidance_scale != 1, each.extrapolation != 1)
         if kind not in measured:
-            measured[kind] = read_velocity(model, policies.teachers, each.tasks[0])
+            task = each.tasks[0]
+            alone = RoutedTeachers({each.name: routed.teachers[each.name]}, HardRouter({task: each.name}))
+            measured[kind] = read_velocity(model, alone, task)
         for task in each.tasks:
             share = settings.task_shares[task] if settings.task_shares else 1.0
             total, weights = total + share * measured[kind], weights + share

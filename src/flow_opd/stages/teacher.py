@@ -115,6 +115,7 @@ def policy_of(
         encoder=encoder,
         guidance_scale=settings.sampling.guidance_scale,
         guidance_batching=settings.compute.guidance_batching,
+        lockstep=settings.compute.shard_base,
     )
 
 
