@@ -1,8 +1,8 @@
 """Half precision in products, float32 between them: what keeps the difference of two velocities.
 
-Student and teacher differ by a tenth of a velocity or less, and guidance multiplies what rounding adds to each.
-In a network that is half precision all through, most of that comes from the sum that all blocks add to, and from
-the last projection; both are cheap in float32 (docs/limits.md has the figures).
+Student and teacher differ by a tenth of a velocity or less, and guidance multiplies what rounding adds to
+each. In a network that is half precision all through, most of that comes from the sum that all blocks add to,
+and from the last projection; both are cheap in float32 (docs/limits.md has the figures).
 """
 
 from __future__ import annotations
