@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from precision_bases import GUIDANCE, STREAM, STUDENT, Cast, Encoded, Laboratory, miniature, random_laboratory
+from precision_bases import (
+    GUIDANCE,
+    STUDENT,
+    THROUGH,
+    Cast,
+    Encoded,
+    Laboratory,
+    miniature,
+    random_laboratory,
+)
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -73,7 +82,7 @@ def differences(lab: Laboratory) -> None:
     expected = [exact.velocity(STUDENT, batch) - exact.teachers(batch) for batch in batches]
     sizes = [float(exact.velocity(STUDENT, batch).norm()) for batch in batches]
     row("|difference| / |v|", [f"{float(e.norm()) / s:.3f}" for e, s in zip(expected, sizes, strict=True)])
-    for name in (*HALVES, *(half + STREAM for half in HALVES)):
+    for name in (*(half + THROUGH for half in HALVES), *HALVES):
         half = Cast(lab, name, texts)
         found = [half.velocity(STUDENT, batch) - half.teachers(batch) for batch in batches]
         pairs = list(zip(found, expected, strict=True))
@@ -113,6 +122,8 @@ def gradients(lab: Laboratory) -> None:
     zero = f"{float((expected == 0).float().mean()):.4f}"
     row("float32", ["1", "1", zero, "yes"])
     for name, scale in (
+        ("bfloat16" + THROUGH, 1.0),
+        ("float16" + THROUGH, 1.0),
         ("bfloat16", 1.0),
         ("float16", 1.0),
         ("float16", 1024.0),
@@ -147,7 +158,7 @@ def distilled(lab: Laboratory, name: str, texts: Encoded, *, scale: float, seed:
     values = {
         "base": {"path": lab.base, "max_sequence_length": 0},
         "teachers": teachers,
-        "anchor": {"teacher": lab.tasks[-1], "guidance_scale": GUIDANCE},
+        "anchor": None,
         "cold_start": {"adapter": "unused"},
         "prompts": [{"path": "unused"}],
         "sampling": {
@@ -208,7 +219,13 @@ def training(lab: Laboratory) -> None:
     moved = float((best - start).square().mean())
     row("", ["gap left", "off", "seconds"])
     row("float32", [f"{float((best - targets).square().mean()) / gap:.4f}", "0", ""])
-    runs = [("float32", 1.0, 1), ("bfloat16", 1.0, 0), ("float16", 1.0, 0), ("float16", float(DIMENSIONS), 0)]
+    runs = [
+        ("float32", 1.0, 1),
+        ("bfloat16" + THROUGH, 1.0, 0),
+        ("bfloat16", 1.0, 0),
+        ("float16", 1.0, 0),
+        ("float16", float(DIMENSIONS), 0),
+    ]
     for name, scale, seed in runs:
         clock = time.monotonic()
         found = velocities(distilled(lab, name, texts, scale=scale, seed=seed))

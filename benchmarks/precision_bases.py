@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from random_base import write_base
-from torch import Tensor, nn
+from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
@@ -17,7 +17,7 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merging import merge
 from flow_opd.adapters.reading import read_adapter
 from flow_opd.assembly.prompts import load_prompts
-from flow_opd.backbones.loading import load_backbone
+from flow_opd.backbones.loading import DTYPES, load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings, ComputeSettings, PromptsSettings
@@ -28,7 +28,7 @@ from flow_opd.types import Conditioning, Prompt, TransitionBatch
 
 GUIDANCE = 4.5
 STUDENT = "student"
-STREAM = ", float32 between blocks"  # added to a number format
+THROUGH = " all through"  # added to a number format: between the blocks, too
 TASKS = ("composition", "text", "preference", "quality")
 
 
@@ -63,10 +63,10 @@ def miniature() -> Laboratory:
     merged, _ = merge(list(teachers.values()), method="svd", rank=32)
     prompts = load_prompts([PromptsSettings(path=f"asset:prompts/train/{task}.jsonl") for task in TASKS])
     training = {
-        "run": {"out": "unused", "rounds": 30},
-        "prompts_per_round": 16,
-        "micro_batch_size": 16,
-        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 5, "decay": "cosine"},
+        "run": {"out": "unused", "rounds": 12},
+        "prompts_per_round": 8,
+        "micro_batch_size": 8,
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2, "decay": "cosine"},
     }
     return Laboratory("asset:base", {**teachers, STUDENT: merged}, prompts, 8, (0, 4), training)
 
@@ -88,9 +88,9 @@ def random_laboratory(folder: Path, *, layers: int, heads: int, latent_side: int
         }
         bank.load_state(name, state)
     training = {
-        "run": {"out": "unused", "rounds": 16},
-        "prompts_per_round": 4,
-        "micro_batch_size": 4,
+        "run": {"out": "unused", "rounds": 8},
+        "prompts_per_round": 2,
+        "micro_batch_size": 2,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "decay": "cosine"},
     }
     prompts = [Prompt(text, "teacher") for text in ("a red circle", "a blue square", "circle", "red blue")]
@@ -99,9 +99,15 @@ def random_laboratory(folder: Path, *, layers: int, heads: int, latent_side: int
 
 
 def load(base: str, number_format: str) -> DiffusersBackbone:
-    """Returns a base whose transformer computes in a number format."""
-    settings = BaseModelSettings(path=base, max_sequence_length=0, dtype=number_format)
-    return load_backbone(settings, ComputeSettings(device="cpu"))
+    """Returns a base whose transformer computes in a number format, as this package does or all through."""
+    through = number_format.endswith(THROUGH)
+    dtype = "float32" if through else number_format
+    settings = BaseModelSettings(path=base, max_sequence_length=0, dtype=dtype)
+    backbone = load_backbone(settings, ComputeSettings(device="cpu"))
+    if through:
+        backbone.dtype = DTYPES[number_format.removesuffix(THROUGH)]
+        backbone.transformer.to(backbone.dtype)
+    return backbone
 
 
 class Cast:
@@ -112,18 +118,15 @@ class Cast:
 
         Args:
             lab: which.
-            number_format: of the transformer; with `STREAM` at its end it keeps float32 between blocks.
+            number_format: of the transformer's products, or of all that it computes (`THROUGH`).
             texts: encodes the prompts; None: the base itself.
         """
-        self.backbone = load(lab.base, number_format.removesuffix(STREAM))
+        self.backbone = load(lab.base, number_format)
         self.texts: PromptEncoder = texts or self.backbone
         self.bank = AdapterBank(self.backbone)
         for name, lora in lab.loras.items():
             self.bank.put(name, lora)
         self.bank.train(STUDENT)
-        self.autocast = number_format.endswith(STREAM)
-        if self.autocast:
-            _keep_stream(self.backbone.pipe.transformer)
 
     def velocity(self, name: str, batch: TransitionBatch, rows: Sequence[int] | None = None) -> Tensor:
         """Returns the guided velocity of an adapter at states, [M, C, H, W], or at some of their rows."""
@@ -131,10 +134,7 @@ class Cast:
         policy = Policy(
             self.backbone, adapters=self.bank, adapter=name, encoder=self.texts, guidance_scale=GUIDANCE
         )
-        with torch.autocast("cpu", dtype=self.backbone.dtype, enabled=self.autocast):
-            return policy.velocity(
-                batch.latents[chosen], batch.sigma[chosen], batch.conditioning.rows(chosen)
-            ).float()
+        return policy.velocity(batch.latents[chosen], batch.sigma[chosen], batch.conditioning.rows(chosen))
 
     @torch.no_grad()
     def teachers(self, batch: TransitionBatch) -> Tensor:
@@ -167,24 +167,3 @@ class Encoded:
             torch.cat([one.pooled for one in known]),
             tuple(prompt.task for prompt in prompts),
         )
-
-
-class InFloat32(nn.Module):
-    """A layer that stays in float32 inside of autocast."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        """Casts its weights."""
-        super().__init__()
-        self.inner = inner.float()
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Returns what the layer gives, in float32."""
-        with torch.autocast("cpu", enabled=False):
-            output: Tensor = self.inner(*(one.float() for one in inputs))
-        return output
-
-
-def _keep_stream(transformer: Any) -> None:
-    """Has what goes from block to block, the embeddings and the last layers in float32, under autocast."""
-    for name in ("pos_embed", "context_embedder", "norm_out", "proj_out"):
-        setattr(transformer, name, InFloat32(getattr(transformer, name)))

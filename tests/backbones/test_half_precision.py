@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
@@ -98,3 +98,40 @@ def test_pictures_are_decoded_and_encoded_in_float32_whatever_the_base(
     assert pictures.std() > 0
     assert torch.equal(half.decode_latents(x0), pictures)
     assert torch.equal(half.encode_images(pictures), exact.encode_images(pictures))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_what_goes_from_block_to_block_is_not_rounded(folders: dict[str, Path], name: str) -> None:
+    half = cast(folders[name], "bfloat16")
+    seen: list[torch.dtype] = []
+
+    def look(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        kinds = {**dict(enumerate(positional)), **named}
+        seen.extend(kinds[key].dtype for key in ("hidden_states", "encoder_hidden_states") if key in kinds)
+
+    for module in half.backbone.transformer.modules():
+        if type(module).__name__.endswith("TransformerBlock"):
+            module.register_forward_pre_hook(look, with_kwargs=True)
+    visited, _, _ = opd_update(half)
+    assert len(seen) >= 4
+    assert set(seen) == {torch.float32}
+    velocity = torch.cat([batch.velocity for batch in visited])
+    assert (velocity == velocity.bfloat16().float()).float().mean() < 0.05  # it was not rounded at the end
+
+
+def test_small_differences_of_velocities_keep_their_direction(folders: dict[str, Path]) -> None:
+    """In bfloat16 all through, the cosine of v_student - v_teacher with float32's is .9905 here."""
+    exact, half = (cast(folders["flux"], dtype) for dtype in ("float32", "bfloat16"))
+    visited, _, _ = opd_update(exact)
+    with torch.no_grad():
+        found, expected = (
+            torch.cat(
+                [
+                    tiny.student.velocity(b.latents, b.sigma, b.conditioning)
+                    - tiny.teachers().velocity(b.latents, b.sigma, b.conditioning)
+                    for b in visited
+                ]
+            ).flatten()
+            for tiny in (half, exact)
+        )
+    assert 0.999 < torch.nn.functional.cosine_similarity(found, expected, dim=0) < 1

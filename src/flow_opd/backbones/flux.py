@@ -32,6 +32,7 @@ class FluxBackbone(DiffusersBackbone):
 
     pipeline = FluxPipeline
     text_encoders = ("text_encoder", "text_encoder_2")
+    embedders = ("x_embedder", "context_embedder")
 
     def __init__(
         self,
@@ -121,16 +122,17 @@ class FluxBackbone(DiffusersBackbone):
         guidance = None
         if self.embedded_guidance is not None:
             guidance = torch.full((rows,), self.embedded_guidance, device=self.device)
-        output = self.transformer(
-            hidden_states=pack(latents).to(self.device, self.dtype),
-            timestep=sigma.to(self.device),
-            guidance=guidance,
-            encoder_hidden_states=conditioning.embeds.to(self.device, self.dtype),
-            pooled_projections=conditioning.pooled.to(self.device, self.dtype),
-            txt_ids=torch.zeros(conditioning.embeds.shape[1], POSITION_AXES, device=self.device),
-            img_ids=token_positions(height // PATCH, width // PATCH).to(self.device),
-            return_dict=False,
-        )[0]
+        with self.autocast():
+            output = self.transformer(
+                hidden_states=pack(latents).to(self.device, self.dtype),
+                timestep=sigma.to(self.device),
+                guidance=guidance,
+                encoder_hidden_states=conditioning.embeds.to(self.device, self.dtype),
+                pooled_projections=conditioning.pooled.to(self.device, self.dtype),
+                txt_ids=torch.zeros(conditioning.embeds.shape[1], POSITION_AXES, device=self.device),
+                img_ids=token_positions(height // PATCH, width // PATCH).to(self.device),
+                return_dict=False,
+            )[0]
         return unpack(output, height, width).to(latents.device, torch.float32)
 
     def sigmas(self, num_steps: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from flow_opd.backbones.compute import choose_device, prepare
 from flow_opd.backbones.flux import FluxBackbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.precision import keep_float32_between_blocks
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
@@ -71,6 +72,8 @@ def load_backbone(
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
+    if base.dtype != "float32":
+        keep_float32_between_blocks(pipe.transformer, kind.embedders)
     backbone = kind.wrap(pipe, base)
     prepare(backbone, compute)
     return backbone

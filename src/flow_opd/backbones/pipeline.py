@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,6 +27,7 @@ class DiffusersBackbone(ABC):
 
     pipeline: ClassVar[Any]  # class of diffusers that loads it
     text_encoders: ClassVar[tuple[str, ...]]  # parts of the pipeline; `tokenizer...` has the same ending
+    embedders: ClassVar[tuple[str, ...]] = ()  # layers of the transformer whose outputs the blocks start from
 
     def __init__(
         self, pipe: Any, *, max_sequence_length: int, resolution: int | None, channels: int, default_side: int
@@ -94,6 +96,10 @@ class DiffusersBackbone(ABC):
     @abstractmethod
     def sigmas(self, num_steps: int) -> Tensor:
         """Returns the pipeline's own grid, [num_steps + 1], from 1 to 0, shift included."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Returns the context in which the transformer is called: products in the format of its weights."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class SD3Backbone(DiffusersBackbone):
 
     pipeline = StableDiffusion3Pipeline
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    embedders = ("pos_embed", "context_embedder")
 
     def __init__(
         self, pipe: StableDiffusion3Pipeline, *, max_sequence_length: int, resolution: int | None = None
@@ -103,13 +104,14 @@ class SD3Backbone(DiffusersBackbone):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Returns the transformer's velocity at (x_sigma, sigma, c), [M, C, H, W], float32."""
-        output = self.transformer(
-            hidden_states=latents.to(self.device, self.dtype),
-            timestep=(sigma * TIMESTEPS_PER_SIGMA).to(self.device),
-            encoder_hidden_states=conditioning.embeds.to(self.device, self.dtype),
-            pooled_projections=conditioning.pooled.to(self.device, self.dtype),
-            return_dict=False,
-        )[0]
+        with self.autocast():
+            output = self.transformer(
+                hidden_states=latents.to(self.device, self.dtype),
+                timestep=(sigma * TIMESTEPS_PER_SIGMA).to(self.device),
+                encoder_hidden_states=conditioning.embeds.to(self.device, self.dtype),
+                pooled_projections=conditioning.pooled.to(self.device, self.dtype),
+                return_dict=False,
+            )[0]
         return output.to(latents.device, torch.float32)
 
     def sigmas(self, num_steps: int) -> Tensor:

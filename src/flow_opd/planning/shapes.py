@@ -36,6 +36,7 @@ from transformers import (
 from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.precision import keep_float32_between_blocks
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
@@ -195,6 +196,8 @@ def build_model(
     dtype = DTYPES[base.dtype]
     transformer = build_network(architecture.networks["transformer"], dtype)
     vae = build_network(architecture.networks["vae"], dtypes_of(base)["vae"])
+    if dtype != torch.float32:
+        keep_float32_between_blocks(transformer, backbone_kind(architecture, base).embedders)
     adapters = SharedAdapters(transformer, forms, student=student)
     config: Any = transformer.config
     with FakeTensorMode(allow_non_fake_inputs=True):

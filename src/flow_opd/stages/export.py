@@ -17,6 +17,7 @@ from flow_opd.adapters.verification import by_comfyui, by_diffusers, by_peft, fu
 from flow_opd.assembly.adapters import adapter_of, base_for, load_lora
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.backbones.precision import keep_float32_between_blocks
 from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.export import ExportSettings
@@ -115,6 +116,8 @@ def _write_fused(lora: LoraWeights, folder: Path, base: BaseModelSettings) -> No
 def _reload_fused(backbone: DiffusersBackbone, folder: Path) -> None:
     model = type(backbone.pipe.transformer)
     loaded = model.from_pretrained(folder / TRANSFORMER, torch_dtype=backbone.dtype)
+    if backbone.dtype != torch.float32:
+        keep_float32_between_blocks(loaded, backbone.embedders)
     backbone.transformer = loaded.to(backbone.device).eval()
 
 
