@@ -74,7 +74,7 @@ def distill(
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     backbone.free_vae()
-    bank = _bank(settings, backbone, processes)
+    bank = bank_of(settings, backbone, processes)
     start = bank.weights(STUDENT)
     if shard:
         shard_base(backbone.transformer, processes)
@@ -109,7 +109,7 @@ def distill(
     return folder
 
 
-def _bank(settings: DistillSettings, backbone: LoadedBackbone, processes: Processes) -> AdapterBank:
+def bank_of(settings: DistillSettings, backbone: LoadedBackbone, processes: Processes) -> AdapterBank:
     """Returns one base with the teachers, the anchor and the student at its cold start."""
     bank = AdapterBank(backbone)
     loras = []
