@@ -30,7 +30,7 @@ import torch
 from bare_update import bare_update
 from frozen_states import FrozenStates
 from official_update import OfficialSchedule, official_distillation, official_networks, over_diffusion
-from our_update import Distillation, counted_rows, our_distillation
+from our_update import Distillation, counted_rows, loaded_parts, our_distillation
 from torch import Tensor
 
 from flow_opd.adapters.lora import LoraWeights
@@ -101,7 +101,8 @@ def told(values: Sequence[float]) -> str:
 def compare(settings: DistillSettings, repeats: int, clock: Callable[[], float], folder: Path) -> None:
     """Times the three updates and prints what they cost."""
     assert settings.anchor is not None
-    ours, adapters = our_distillation(settings, folder)
+    parts = loaded_parts(settings)
+    ours, adapters = our_distillation(settings, parts, folder), parts.adapters()
     schedule = OfficialSchedule(
         settings,
         official_networks(settings, adapters),
@@ -169,8 +170,9 @@ def to_retention(
     settings: DistillSettings, updates: int, clock: Callable[[], float], folder: Path
 ) -> tuple[float, float]:
     """Prints, and returns, the seconds that the official schedule and ours take to the same gap."""
-    ours, adapters = our_distillation(settings, folder)
-    schedule = official_to_compare(settings, adapters, clock)
+    parts = loaded_parts(settings)
+    ours = our_distillation(settings, parts, folder)
+    schedule = official_to_compare(settings, parts.adapters(), clock)
     states = FrozenStates(schedule, held_out(settings))
     start = states.left(ours.student)
     official = official_distillation(schedule)

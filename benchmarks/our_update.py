@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.assembly.base import load_backbone
 from flow_opd.assembly.prompts import load_prompts
@@ -21,7 +22,7 @@ from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
 from flow_opd.processes import ALONE
 from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.protocols import VelocityField
+from flow_opd.protocols import LoadedBackbone, PromptEncoder, VelocityField
 from flow_opd.stages.distill import algorithm_of, bank_of, policies_of
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
@@ -52,28 +53,45 @@ def prompt_rounds(settings: DistillSettings) -> PromptRounds:
     )
 
 
-def our_distillation(
-    settings: DistillSettings, folder: Path
-) -> tuple[Distillation, Mapping[str, LoraWeights]]:
-    """Returns the distillation of the stage `distill`, and the adapters that it begins with.
+@dataclass(frozen=True)
+class Parts:
+    """What a distillation is made of, before it is known how it trains."""
+
+    backbone: LoadedBackbone
+    encoder: PromptEncoder
+    bank: AdapterBank  # with the student in training
+    prompts: PromptRounds
+
+    def adapters(self) -> dict[str, LoraWeights]:
+        """Returns copies of all adapters, as they are now."""
+        return {name: self.bank.weights(name) for name in self.bank.names}
+
+
+def loaded_parts(settings: DistillSettings) -> Parts:
+    """Returns the base of the settings, its teachers, and the student at its cold start."""
+    backbone = load_backbone(settings.base, settings.compute)
+    return Parts(backbone, backbone, bank_of(settings, backbone, ALONE), prompt_rounds(settings))
+
+
+def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> Distillation:
+    """Returns the distillation of the stage `distill`.
 
     Args:
         settings: of the stage.
+        parts: which the settings name, or others in their place.
         folder: for checkpoints; none is written here.
     """
-    backbone = load_backbone(settings.base, settings.compute)
-    bank = bank_of(settings, backbone, ALONE)
-    adapters = {name: bank.weights(name) for name in bank.names}
+    backbone, bank = parts.backbone, parts.bank
     walks = build_walks(
         backbone,
-        backbone,
-        prompt_rounds(settings),
+        parts.encoder,
+        parts.prompts,
         settings.sampling,
         seed=settings.run.seed,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
     )
-    policies = policies_of(settings, backbone, backbone, bank)
+    policies = policies_of(settings, backbone, parts.encoder, bank)
     source, objective = algorithm_of(settings, policies, walks)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
@@ -84,13 +102,12 @@ def our_distillation(
         identity="benchmark",
     )
     updates = chain.from_iterable(source.round(index) for index in count())
-    ours = Distillation(
+    return Distillation(
         update=lambda: trainer.update(next(updates)),
         student=policies.student,
         parameters=bank.parameters(STUDENT),
         networks=(backbone.transformer,),
     )
-    return ours, adapters
 
 
 @dataclass

@@ -18,10 +18,11 @@ from official_update import (
     over_diffusion,
     over_variance,
 )
-from our_update import Distillation, Rows, counted_rows, our_distillation
+from our_update import Distillation, Rows, counted_rows, loaded_parts, our_distillation
 from random_base import write_adapter, write_base
 from torch import Tensor
 
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.config.distill import DistillSettings
 from flow_opd.types import Prompt
@@ -60,11 +61,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DistillSettings:
     )
 
 
+def started(settings: DistillSettings, folder: Path) -> tuple[Distillation, dict[str, LoraWeights]]:
+    """Returns ours, and the adapters that it starts from."""
+    parts = loaded_parts(settings)
+    return our_distillation(settings, parts, folder), parts.adapters()
+
+
 def updated(
     settings: DistillSettings, folder: Path, **choices: object
 ) -> tuple[Distillation, OfficialSchedule]:
     """Returns ours and the official schedule at the same start, each after an update."""
-    ours, adapters = our_distillation(settings, folder)
+    ours, adapters = started(settings, folder)
     schedule = OfficialSchedule(
         settings,
         official_networks(settings, adapters),
@@ -131,7 +138,7 @@ def test_pictures_are_decoded_and_judged_once_an_update(settings: DistillSetting
 
 
 def test_the_limit_asks_as_much_of_its_network_as_ours(settings: DistillSettings, tmp_path: Path) -> None:
-    ours, adapters = our_distillation(settings, tmp_path)
+    ours, adapters = started(settings, tmp_path)
     with counted_rows(ours.networks[0]) as asked:
         ours.update()
     assert asked.with_gradient == PROMPTS * STEPS
@@ -150,7 +157,7 @@ def test_the_limit_asks_as_much_of_its_network_as_ours(settings: DistillSettings
 def test_the_limit_has_the_velocities_of_student_and_teachers(
     settings: DistillSettings, tmp_path: Path
 ) -> None:
-    ours, adapters = our_distillation(settings, tmp_path)
+    ours, adapters = started(settings, tmp_path)
     networks = official_networks(settings, adapters)
     _, network = bare_update(settings, adapters, Rows(PROMPTS, PROMPTS))
     texts = networks.backbone.encode_prompts(load_prompts(settings.prompts)).rows([0, 1, 2])
@@ -176,7 +183,7 @@ def test_no_weight_is_shared_by_the_official_networks(settings: DistillSettings,
 
 
 def test_the_gap_that_is_left_shrinks_by_training(settings: DistillSettings, tmp_path: Path) -> None:
-    ours, adapters = our_distillation(settings, tmp_path)
+    ours, adapters = started(settings, tmp_path)
     schedule = OfficialSchedule(settings, official_networks(settings, adapters))
     states = FrozenStates(schedule, load_prompts(settings.prompts))
     torch.testing.assert_close(states.left(schedule.networks.backbone), torch.ones(STEPS))
