@@ -1,6 +1,6 @@
 """CPU-seconds that a command spends on imports before it does anything, beside what its libraries take.
 
-    python benchmarks/start_cost.py [--repeats 5]
+    python benchmarks/start_cost.py [--repeats 5] [--only "flow-opd merge" torch]
 
 Each import runs in a process of its own, all of them in turn, so that a busy machine weighs on all alike; the
 table has medians of user and system time. Read the stages beside "diffusers: Stable Diffusion 3": diffusers
@@ -43,8 +43,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
     codes = LIBRARIES | {f"flow-opd {stage}": f"import flow_opd.stages.{stage}" for stage in STAGES}
+    parser.add_argument("--only", nargs="+", choices=codes, default=list(codes), metavar="IMPORT")
+    asked = parser.parse_args()
+    codes = {name: codes[name] for name in asked.only}
     seconds: dict[str, list[float]] = {name: [] for name in codes}
     for code in codes.values():  # writes the byte code and fills the disk's cache
         cpu_seconds(code)
