@@ -1,13 +1,14 @@
-"""What the choices of a distillation are worth: the miniature's student under each, at equal compute, several seeds.
+"""What the choices of a distillation are worth: the miniature's student under each, at equal compute.
 
-    python benchmarks/choices.py run [--only velocity lambda-1.6] [--seeds 0 1 2] [--out runs/choices] [--threads 1]
+    python benchmarks/choices.py run [--only velocity lambda-1.6] [--seeds 0 1 2] [--out runs/choices]
     python benchmarks/choices.py table [--out runs/choices]
 
-Every choice gets the forward-equivalents of the 120 rounds of the first one (a forward is 1, a forward and backward
-3, each per state and row). A finished run is kept, a killed one goes on, so several processes may work side by side
-on different choices. `table` prints, for each choice: average and metrics on 500 held-out prompts a domain, the share of each
-teacher's gain that is kept, the paired difference to the first choice (prompts and training seeds resampled),
-and the share of the base's gap to the teachers that is left at each noise level, on states that the teachers visit.
+Every choice gets the forward-equivalents of the 120 rounds of the first one (a forward is 1, a forward and
+backward 3, each per state and row). A finished run is kept, a killed one goes on, so several processes may work
+side by side on different choices. `table` prints, for each choice: average and metrics on 500 held-out prompts a
+domain, the share of each teacher's gain that is kept, the paired difference to the first choice (prompts and
+training seeds resampled), and the share of the base's gap to the teachers that is left at each noise level, on
+states that the teachers visit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Choice:
     rounds: int | None = None  # None: the compute of the reference
 
     def cost(self) -> float:
-        """Returns the forward-equivalents of a row of a round; a quarter of the rows has its anchor as teacher."""
+        """Returns the forward-equivalents of a row of a round; for a quarter the anchor is the teacher."""
         targets = 1 + self.extrapolated + 0.75 * self.anchor_share
         return self.states * (3 + targets) + (STEPS - self.states)
 
@@ -134,7 +135,7 @@ class Study:
 def averages(
     scores: Sequence[Mapping[str, NDArray[np.float64]]], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Returns the average score under resampled seeds and prompts, [DRAWS]; the same `rng` gives the same draws."""
+    """Returns the average score under resampled seeds and prompts, [DRAWS]; equal `rng`, equal draws."""
     seeds = rng.integers(len(scores), size=(DRAWS, len(scores)))
     total = np.zeros(DRAWS)
     for domain, divisor in DIVISORS.items():

@@ -13,22 +13,19 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from random_sd3 import RandomTexts, random_backbone, random_bank
 from torch import Tensor
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.algorithms.opd import OPDPolicies, direct_opd
-from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import BaseModelSettings, OptimizerSettings
+from flow_opd.config.common import BaseModelSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.planning.architectures import Network, read_architecture
-from flow_opd.planning.shapes import build_network
+from flow_opd.planning.architectures import read_architecture
 from flow_opd.policies.policy import Policy
 from flow_opd.protocols import VelocityField
 from flow_opd.rollout.walk_batches import Walks
@@ -39,31 +36,6 @@ from flow_opd.types import Conditioning, Prompt
 BASE = BaseModelSettings(
     path="stabilityai/stable-diffusion-3.5-medium", dtype="bfloat16", max_sequence_length=128
 )
-TEXT_TOKENS = 77 + BASE.max_sequence_length
-
-
-def random_transformer(layers: int) -> torch.nn.Module:
-    """Returns the true transformer, or its first layers, with small random weights."""
-    network = read_architecture(BASE).networks["transformer"]
-    config = {**network.config, "num_layers": layers}
-    config["dual_attention_layers"] = [each for each in config["dual_attention_layers"] if each < layers]
-    transformer = build_network(Network(network.class_name, config), torch.bfloat16).to_empty(device="cpu")
-    draw = torch.Generator().manual_seed(0)
-    for tensor in [*transformer.parameters(), *transformer.buffers()]:
-        with torch.no_grad():
-            tensor.normal_(0, 0.02, generator=draw)
-    return transformer
-
-
-class RandomTexts:
-    """Embeddings of the true widths; a text gives the same ones always."""
-
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Returns random conditioning, B rows."""
-        draws = [torch.Generator().manual_seed(len(prompt.text)) for prompt in prompts]
-        embeds = torch.stack([torch.randn(TEXT_TOKENS, 4096, generator=draw) for draw in draws])
-        pooled = torch.stack([torch.randn(2048, generator=draw) for draw in draws])
-        return Conditioning(embeds.bfloat16(), pooled.bfloat16(), tuple(prompt.task for prompt in prompts))
 
 
 class Timed:
@@ -98,27 +70,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     asked = parser.parse_args()
     start = time.perf_counter()
-    transformer = random_transformer(asked.layers)
-    transformer.enable_gradient_checkpointing()
-    count = sum(each.numel() for each in transformer.parameters())
-    parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-    pipe = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=1, latent_channels=16),
-        **dict.fromkeys(parts),
-    )
-    backbone = SD3Backbone(pipe, max_sequence_length=BASE.max_sequence_length)
-    side = asked.resolution // 8
-    backbone.latent_shape = (16, side, side)
-    bank = AdapterBank(backbone)
-    for seed, name in enumerate(("student", "teacher", "anchor")):
-        bank.add(name, LoraForm(rank=32, alpha=64.0), seed)
-        if name != "student":
-            draw = torch.Generator().manual_seed(seed)
-            state = bank.state(name)
-            bank.load_state(name, {k: 0.01 * torch.randn(v.shape, generator=draw) for k, v in state.items()})
-    bank.train("student")
+    base = BASE.model_copy(update={"resolution": asked.resolution})
+    compute = TrainingComputeSettings(gradient_checkpointing=True)
+    backbone = random_backbone(base, compute, torch.device("cpu"), asked.layers)
+    count = sum(each.numel() for each in backbone.transformer.parameters())
+    bank = random_bank(backbone, ("teacher", "anchor"), LoraForm(rank=32, alpha=64.0))
     print(
         f"{count / 1e9:.3f} billion parameters, built in {time.perf_counter() - start:.0f} s, "
         f"{peak_gib():.1f} GiB"
@@ -129,7 +85,7 @@ def main() -> None:
     }
     walks = Walks(
         prompts_of_round=lambda index: [Prompt("x" * row, "task") for row in range(asked.prompts)],
-        encoder=RandomTexts(),
+        encoder=RandomTexts(read_architecture(base), base),
         seeder=lambda index, row: generator(0, "walk", index, row),
         schedule=make_schedule(
             backbone.sigmas(asked.steps), noise_level=0.7, stochastic_steps=(0, asked.steps - 1)
@@ -168,7 +124,7 @@ class Recorder:
         """Takes the list to write to."""
         self.lines = lines
 
-    def on_update(self, step: int, metrics: dict[str, float]) -> None:
+    def on_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keeps the metrics."""
         self.lines.append(dict(metrics))
 

@@ -1,4 +1,4 @@
-"""How far an adapter of the miniature is from its teachers, by noise level, on states that the teachers visit.
+"""How far an adapter of the miniature is from its teachers, by noise level, on states that they visit.
 
     python benchmarks/gap_by_level.py ADAPTER
 

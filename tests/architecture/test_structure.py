@@ -87,3 +87,13 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 def test_reports_need_no_torch() -> None:
     code = "import sys, flow_opd.reports.html, flow_opd.reports.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["merge", "card", "publish", "report", "prompts"])
+def test_a_stage_that_loads_no_model_does_not_wait_for_the_libraries_of_models(stage: str) -> None:
+    code = (
+        f"import sys, flow_opd.stages.{stage}\n"
+        "sys.exit(', '.join(sorted({'diffusers', 'transformers', 'peft'} & set(sys.modules))) or None)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

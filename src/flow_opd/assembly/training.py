@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings
 from flow_opd.config.differences import differences
@@ -24,6 +24,9 @@ from flow_opd.processes import ALONE, Processes
 from flow_opd.training.metrics import MetricsLog
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.trainer import LoopSettings, Trainer
+
+if TYPE_CHECKING:  # it takes peft along, which merges, cards and releases do without
+    from flow_opd.adapters.bank import AdapterBank
 
 STUDENT = "student"
 ADAPTER = "adapter"  # folder of the finished adapter, below the run folder

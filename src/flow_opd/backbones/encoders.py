@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+T5_PARTS = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3 was trained to do without them, too
 LONGEST_T5_PROMPT = 512  # tokens; diffusers refuses more for SD3 and FLUX
 _SAYS_NOTHING = ("transformers_version", "_name_or_path", "architectures")  # of a configuration
 

@@ -9,13 +9,13 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.backbones.pipeline import DiffusersBackbone, check_resolution, check_t5_length, grid
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 from flow_opd.types import Conditioning, Prompt
 
 TIMESTEPS_PER_SIGMA = 1000.0  # the transformer was trained on timestep = 1000 sigma
-T5_PARTS = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3 was trained to do without them, too
 
 
 class SD3Backbone(DiffusersBackbone):

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.backbones.loading import dtypes_of
-from flow_opd.backbones.sd3 import T5_PARTS
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture

@@ -10,7 +10,7 @@ from flow_opd.adapters.hub import adapter_folder
 from flow_opd.adapters.reading import adapter_files, read_adapter
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.assembly.training import ADAPTER, TRAINING
-from flow_opd.backbones.sd3 import T5_PARTS
+from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings

@@ -74,7 +74,7 @@ def distill(
     backbone = load_backbone(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
     backbone.free_vae()
-    bank, start = _bank(settings, backbone, processes)
+    bank, start = bank_of(settings, backbone, processes)
     if shard:
         shard_base(backbone.transformer, processes)
     groups = PromptRounds(
@@ -109,7 +109,7 @@ def distill(
     return folder
 
 
-def _bank(
+def bank_of(
     settings: DistillSettings, backbone: LoadedBackbone, processes: Processes
 ) -> tuple[AdapterBank, LoraWeights]:
     """Returns one base with the teachers, the anchor and the student, and the student's first weights."""

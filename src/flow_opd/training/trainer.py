@@ -127,7 +127,7 @@ class Trainer:
         while self.progress.round < settings.rounds:
             started, first = time.monotonic(), self.progress.step
             for update in self.source.round(self.progress.round):
-                self._update(update)
+                self.update(update)
             taken = self.progress.step - first
             assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
             self.progress.round += 1
@@ -150,7 +150,7 @@ class Trainer:
         )
         return self.checkpoints.save(snapshot, identity=self.identity)
 
-    def _update(self, micro_batches: Iterable[Any]) -> None:
+    def update(self, micro_batches: Iterable[Any]) -> None:
         """One optimizer step; gradients are sums over micro-batches, divided once by the total count.
 
         Numbers stay on the device until all work of the update is handed to it, and are read together.

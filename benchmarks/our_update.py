@@ -1,0 +1,136 @@
+"""This project's distillation, taken one update at a time; and what it asks of its network in an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.assembly.base import load_backbone
+from flow_opd.assembly.prompts import load_prompts
+from flow_opd.assembly.training import STUDENT, loop_settings
+from flow_opd.assembly.walks import build_walks
+from flow_opd.config.distill import DistillSettings
+from flow_opd.processes import ALONE
+from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.protocols import LoadedBackbone, PromptEncoder, VelocityField
+from flow_opd.stages.distill import algorithm_of, bank_of, policies_of
+from flow_opd.training.seeding import derived_seed
+from flow_opd.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A distillation that waits between its updates."""
+
+    update: Callable[[], None]
+    student: VelocityField
+    parameters: Mapping[str, Parameter]  # of the student, by `<module>.lora_A.weight`
+    networks: Sequence[nn.Module]  # whose weights are in memory
+
+    def mebibytes(self) -> float:
+        """Returns the memory of all weights, adapters included."""
+        weights = [weight for network in self.networks for weight in network.parameters()]
+        return sum(weight.numel() * weight.element_size() for weight in weights) / 2**20
+
+
+def prompt_rounds(settings: DistillSettings) -> PromptRounds:
+    """Returns the prompts of each round, as the stage deals them out."""
+    return PromptRounds(
+        load_prompts(settings.prompts),
+        derived_seed(settings.run.seed, "prompts"),
+        settings.prompts_per_round,
+        settings.task_shares,
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a distillation is made of, before it is known how it trains."""
+
+    backbone: LoadedBackbone
+    encoder: PromptEncoder
+    bank: AdapterBank  # with the student in training
+    prompts: PromptRounds
+
+    def adapters(self) -> dict[str, LoraWeights]:
+        """Returns copies of all adapters, as they are now."""
+        return {name: self.bank.weights(name) for name in self.bank.names}
+
+
+def loaded_parts(settings: DistillSettings) -> Parts:
+    """Returns the base of the settings, its teachers, and the student at its cold start."""
+    backbone = load_backbone(settings.base, settings.compute)
+    return Parts(backbone, backbone, bank_of(settings, backbone, ALONE), prompt_rounds(settings))
+
+
+def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> Distillation:
+    """Returns the distillation of the stage `distill`.
+
+    Args:
+        settings: of the stage.
+        parts: which the settings name, or others in their place.
+        folder: for checkpoints; none is written here.
+    """
+    backbone, bank = parts.backbone, parts.bank
+    walks = build_walks(
+        backbone,
+        parts.encoder,
+        parts.prompts,
+        settings.sampling,
+        seed=settings.run.seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
+    )
+    policies = policies_of(settings, backbone, parts.encoder, bank)
+    source, objective = algorithm_of(settings, policies, walks)
+    trainer = Trainer(
+        parameters=bank.parameters(STUDENT),
+        source=source,
+        objective=objective,
+        settings=loop_settings(settings, settings.updates_per_round()),
+        folder=folder,
+        identity="benchmark",
+    )
+    updates = chain.from_iterable(source.round(index) for index in count())
+    return Distillation(
+        update=lambda: trainer.update(next(updates)),
+        student=policies.student,
+        parameters=bank.parameters(STUDENT),
+        networks=(backbone.transformer,),
+    )
+
+
+@dataclass
+class Rows:
+    """How many states a network was asked for."""
+
+    with_gradient: int = 0
+    without_gradient: int = 0
+
+
+@contextmanager
+def counted_rows(network: nn.Module) -> Iterator[Rows]:
+    """Yields the rows of the network's forward passes inside the context, counted as they come."""
+    rows = Rows()
+
+    def see(module: nn.Module, args: tuple[Any, ...], values: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            rows.with_gradient += len(values["hidden_states"])
+        else:
+            rows.without_gradient += len(values["hidden_states"])
+
+    handle = network.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
