@@ -4,11 +4,12 @@
     python benchmarks/choices.py table [--out runs/choices]
 
 Every choice gets the forward-equivalents of the 120 rounds of the first one (a forward is 1, a forward and
-backward 3, each per state and row). A finished run is kept, a killed one goes on, so several processes may work
-side by side on different choices. `table` prints, for each choice: average and metrics on 500 held-out prompts a
-domain, the share of each teacher's gain that is kept, the paired difference to the first choice (prompts and
-training seeds resampled), and the share of the base's gap to the teachers that is left at each noise level, on
-states that the teachers visit.
+backward 3, each per state and row). A finished run is kept, a killed one goes on, so several processes may
+work side by side on different choices.
+
+`table` prints, for each choice: average and metrics on 500 held-out prompts a domain, the share of each
+teacher's gain that is kept, the paired difference to the first choice (prompts and training seeds resampled),
+and the share of the base's gap to the teachers that is left at each noise level, on states that they visit.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from flow_opd.algorithms.opd import OPDPolicies, direct_opd
 from flow_opd.config.common import BaseModelSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.objectives.velocity_gap import Target
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.policies.policy import Policy
 from flow_opd.protocols import VelocityField
@@ -93,8 +94,9 @@ def main() -> None:
         dynamics=DYNAMICS.get("sde"),
         micro_batch_size=asked.prompts,
     )
-    cast = OPDPolicies(backbone, fields["student"], fields["teacher"], fields["anchor"], anchor_weight=0.02)
-    source, objective = direct_opd(cast, walks)
+    anchor = Target("anchor_gap", fields["anchor"], weight=0.02)
+    policies = OPDPolicies(backbone, fields["student"], fields["teacher"], anchor)
+    source, objective = direct_opd(policies, walks)
     before = bank.state("student")
     lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -70,7 +70,7 @@ class Parts:
 def loaded_parts(settings: DistillSettings) -> Parts:
     """Returns the base of the settings, its teachers, and the student at its cold start."""
     backbone = load_backbone(settings.base, settings.compute)
-    return Parts(backbone, backbone, bank_of(settings, backbone, ALONE), prompt_rounds(settings))
+    return Parts(backbone, backbone, bank_of(settings, backbone, ALONE)[0], prompt_rounds(settings))
 
 
 def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> Distillation:
@@ -87,6 +87,7 @@ def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> D
         parts.encoder,
         parts.prompts,
         settings.sampling,
+        weights=settings.state_weights,
         seed=settings.run.seed,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
@@ -97,7 +98,7 @@ def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> D
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, settings.updates_per_round()),
+        settings=loop_settings(settings, settings.updates_per_round(), backbone),
         folder=folder,
         identity="benchmark",
     )

@@ -84,6 +84,7 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
         encoder,
         groups,
         settings.sampling,
+        weights=settings.state_weights,
         seed=0,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,

@@ -176,6 +176,7 @@ def distilled(lab: Laboratory, name: str, texts: Encoded, *, scale: float, seed:
         texts,
         groups,
         settings.sampling,
+        weights=settings.state_weights,
         seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,

@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flow_opd.assembly.training import loop_settings
 from flow_opd.config.common import OptimizerSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.locations import locate
+from flow_opd.config.reader import read
 from flow_opd.errors import NonFiniteError
 from flow_opd.objectives.velocity_matching import VelocityMatching
 from flow_opd.objectives.weighted import WeightedTerms
@@ -199,3 +203,30 @@ def test_a_source_must_give_the_updates_that_the_schedule_counts_on(tmp_path: Pa
     trainer.settings = replace(trainer.settings, updates_per_round=2)
     with pytest.raises(AssertionError, match="1 updates in a round"):
         trainer.run()
+
+
+def test_the_scale_of_the_loss_moves_no_weight_and_no_reading(tmp_path: Path) -> None:
+    trained = []
+    for scale in (1.0, 4096.0):
+        trainer = small(tmp_path / str(scale), [image_batch(8)], rounds=3, learning_rate=1e-2)
+        trainer.settings = replace(trainer.settings, loss_scale=scale)
+        recorder = Recorder()
+        trainer.callbacks.append(recorder)
+        trainer.run()
+        trained.append((weights(trainer), recorder.lines))
+    for key, value in trained[0][0].items():
+        assert torch.equal(trained[1][0][key], value)  # a power of two changes no digit
+    assert trained[0][1] == trained[1][1]
+
+
+def test_a_base_in_float16_scales_the_loss_by_its_latent_dimensions(tiny: Tiny) -> None:
+    settings = read(locate("asset:configs/distill.yaml"), DistillSettings, ["run.out=unused"])
+    scales = {
+        dtype: loop_settings(
+            settings.model_copy(update={"base": settings.base.model_copy(update={"dtype": dtype})}),
+            1,
+            tiny.backbone,
+        ).loss_scale
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert scales == {"float32": 1.0, "bfloat16": 1.0, "float16": 4.0 * 4 * 4}

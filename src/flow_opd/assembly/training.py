@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import CheckpointError
 from flow_opd.files import write_json
 from flow_opd.processes import ALONE, Processes
+from flow_opd.protocols import Backbone
 from flow_opd.training.metrics import MetricsLog
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.trainer import LoopSettings, Trainer
@@ -34,15 +36,22 @@ TRAINING = "training.json"  # seconds and steps of a finished training, below th
 
 
 def loop_settings(
-    settings: DistillSettings | SFTSettings | TeacherSettings, updates_per_round: int
+    settings: DistillSettings | SFTSettings | TeacherSettings, updates_per_round: int, backbone: Backbone
 ) -> LoopSettings:
-    """Returns how long a stage trains, how it steps and how often it is saved."""
+    """Returns how long a stage trains, how it steps and how often it is saved.
+
+    On a base in float16 the loss is scaled by the number of latent dimensions, which it is divided by: what
+    reaches the network then has the size of a velocity, where unscaled it would be lost below float16's
+    smallest numbers.
+    """
+    dimensions = math.prod(backbone.latent_shape)
     return LoopSettings(
         rounds=settings.run.rounds,
         updates_per_round=updates_per_round,
         optimizer=settings.optimizer,
         ema=settings.ema,
         checkpoint=settings.checkpoint,
+        loss_scale=float(dimensions) if settings.base.dtype == "float16" else 1.0,
     )
 
 

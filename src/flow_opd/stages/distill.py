@@ -95,7 +95,7 @@ def distill(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, updates),
+        settings=loop_settings(settings, updates, backbone),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, _files(settings)),

@@ -73,7 +73,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, updates_per_round=1),
+        settings=loop_settings(settings, 1, backbone),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, files),

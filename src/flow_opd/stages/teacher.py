@@ -86,7 +86,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, updates),
+        settings=loop_settings(settings, updates, backbone),
         folder=folder,
         processes=processes,
         identity=fingerprint(settings, settings.base, files),
