@@ -4,8 +4,11 @@
     python benchmarks/choices.py table [--out runs/choices]
 
 Every choice gets the forward-equivalents of the 120 rounds of the first one (a forward is 1, a forward and
-backward 3, each per state and row). A finished run is kept, a killed one goes on, so several processes may
-work side by side on different choices.
+backward 3, each per state and row). GRPO-Mix gets the rounds of the four teachers together, and 76, which
+cost what the student costs. A finished run is kept, a killed one goes on, so several processes may work side
+by side on different choices.
+
+benchmarks/results/choices has the scores of the runs that were made: copied to --out they are not made again.
 
 `table` prints, for each choice: average and metrics on 500 held-out prompts a domain, the share of each
 teacher's gain that is kept, the paired difference to the first choice (prompts and training seeds resampled),
@@ -35,13 +38,15 @@ DRAWS = 4000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings that differ from asset:configs/distill.yaml, and what a round of them costs."""
+    """Settings that differ from those of a configuration, and what a round of a distillation costs."""
 
     settings: Sequence[str] = ()
     states: int = STEPS  # that have a weight
     extrapolated: bool = False
     anchor_share: float = 1.0
     rounds: int | None = None  # None: the compute of the reference
+    stage: str = "distill"
+    config: str = "asset:configs/distill.yaml"
 
     def cost(self) -> float:
         """Returns the forward-equivalents of a row of a round; for a quarter the anchor is the teacher."""
@@ -73,6 +78,8 @@ CHOICES: Mapping[str, Choice] = {
     "anchor-eighth": Choice(
         ["state_weights=velocity", "anchor.share=0.125"], anchor_share=0.125, rounds=ROUNDS
     ),
+    "grpo-mix": Choice(rounds=343, stage="teacher", config="asset:configs/grpo-mix.yaml"),
+    "grpo-mix-76": Choice(rounds=76, stage="teacher", config="asset:configs/grpo-mix.yaml"),
 }
 
 
@@ -87,9 +94,9 @@ class Study:
     def run(self, name: str, seed: int) -> None:
         """Trains and judges one student, as far as that is not done yet."""
         folder, choice = self.out / name / str(seed), CHOICES[name]
-        if not (folder / "training.json").exists():
+        if not (folder / "training.json").exists() and not (folder / "scores.json").exists():
             settings = [*choice.settings, f"run.seed={seed}", f"run.rounds={choice.all_rounds()}"]
-            self._stage("distill", "asset:configs/distill.yaml", folder, settings)
+            self._stage(choice.stage, choice.config, folder, settings)
         self.judge(folder, adapter=str(folder / "adapter"))
 
     def judge(self, folder: Path, *, adapter: str | None, domain: str | None = None) -> None:
@@ -100,7 +107,7 @@ class Study:
             adapter: None = the base.
             domain: the only one that is judged; its teacher has no gap worth measuring.
         """
-        if not (folder / "judged" / "results.json").exists():
+        if not (folder / "scores.json").exists():
             row = {"adapter": adapter, "guidance_scale": 1.0, "domains": domain and [domain]}
             config = folder / "judged.yaml"
             config.parent.mkdir(parents=True, exist_ok=True)
@@ -111,10 +118,11 @@ class Study:
                 f"rows: {{student: {json.dumps(row)}}}\nnum_steps: 20\nbatch_size: 100\ngrid_prompts: 0\n"
             )
             self._stage("evaluate", str(config), folder / "judged", [])
+            (folder / "scores.json").write_text(json.dumps(own_scores(folder / "judged")) + "\n")
         if adapter is not None and domain is None and not (folder / "gaps.json").exists():
             from gap_by_level import gaps  # what follows imports torch
 
-            (folder / "gaps.json").write_text(json.dumps(gaps(adapter)))
+            (folder / "gaps.json").write_text(json.dumps(gaps(adapter)) + "\n")
 
     def _stage(self, stage: str, config: str, out: Path, settings: Sequence[str]) -> None:
         overrides = [word for each in (*settings, f"run.threads={self.threads}") for word in ("--set", each)]
@@ -122,15 +130,18 @@ class Study:
 
     def scores(self, folder: Path) -> dict[str, NDArray[np.float64]]:
         """Returns domain -> score of each held-out prompt, on the domain's own metric."""
-        found = {}
-        for domain, metric in DOMAINS.items():
-            if not (folder / "judged" / "scores" / f"student.{domain}.json").exists():
-                continue  # a teacher is judged on its own domain
-            table = json.loads((folder / "judged" / "scores" / f"student.{domain}.json").read_text())[
-                "scores"
-            ]
-            found[domain] = np.array(table[metric], dtype=float)
-        return found
+        found = json.loads((folder / "scores.json").read_text())
+        return {domain: np.array(values, dtype=float) for domain, values in found.items()}
+
+
+def own_scores(folder: Path) -> dict[str, list[float]]:
+    """Returns domain -> score of each held-out prompt on its own metric, from a finished evaluation."""
+    files = {domain: folder / "scores" / f"student.{domain}.json" for domain in DOMAINS}
+    return {
+        domain: [round(value, 5) for value in json.loads(file.read_text())["scores"][DOMAINS[domain]]]
+        for domain, file in files.items()
+        if file.exists()
+    }
 
 
 def averages(
@@ -154,7 +165,7 @@ def table(study: Study) -> None:
     gains = {domain: teachers[domain] - base[domain].mean() for domain in DOMAINS}
     reference: NDArray[np.float64] | None = None
     for name, choice in CHOICES.items():
-        runs = sorted(path.parent.parent for path in (study.out / name).glob("*/judged/results.json"))
+        runs = sorted(path.parent for path in (study.out / name).glob("*/scores.json"))
         if not runs:
             continue
         scores = [study.scores(run) for run in runs]
