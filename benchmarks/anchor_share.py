@@ -1,0 +1,85 @@
+"""What an anchor that is asked at a share of the states does to an update of the miniature's distillation.
+
+    python benchmarks/anchor_share.py [--rounds 6]
+
+For each share, over rounds of the student at its cold start: the cosine of the gradient with that of an anchor
+asked everywhere, the ratio of their norms, and the cosine of the mean gradient of all rounds. Beside them the
+cosine of two rounds with each other, which says how much an update varies anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from our_update import loaded_parts
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from flow_opd.assembly.training import STUDENT
+from flow_opd.assembly.walks import build_walks
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.locations import locate
+from flow_opd.config.reader import read
+from flow_opd.processes import ALONE
+from flow_opd.stages.distill import algorithm_of, policies_of
+
+SHARES = (1.0, 0.5, 0.25, 0.125)
+
+
+def gradients(settings: DistillSettings, rounds: int) -> Tensor:
+    """Returns the gradient of each round's update, [rounds, parameters]; the student stays as it is."""
+    parts = loaded_parts(settings)
+    walks = build_walks(
+        parts.backbone,
+        parts.encoder,
+        parts.prompts,
+        settings.sampling,
+        weights=settings.state_weights,
+        seed=settings.run.seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
+    )
+    source, objective = algorithm_of(
+        settings, policies_of(settings, parts.backbone, parts.encoder, parts.bank), walks
+    )
+    parameters = list(parts.bank.parameters(STUDENT).values())
+    found = []
+    for index in range(rounds):
+        for parameter in parameters:
+            parameter.grad = None
+        for update in source.round(index):
+            for batch in update:
+                objective(batch).total.backward()
+        found.append(torch.cat([one.grad.flatten() for one in parameters if one.grad is not None]))
+    return torch.stack(found)
+
+
+def main() -> None:
+    """Compares the shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    asked = parser.parse_args()
+    with TemporaryDirectory() as name:
+        words = [f"run.out={Path(name)}"]
+        whole: Tensor | None = None
+        for share in SHARES:
+            settings = read(
+                locate("asset:configs/distill.yaml"), DistillSettings, [*words, f"anchor.share={share}"]
+            )
+            found = gradients(settings, asked.rounds)
+            if whole is None:
+                whole = found
+                print(f"two rounds with each other: {cosine_similarity(found[1:], found[:-1]).mean():.4f}")
+            cosine, mean = cosine_similarity(found, whole), cosine_similarity(found.mean(0), whole.mean(0), 0)
+            ratio = (found.norm(dim=1) / whole.norm(dim=1)).mean()
+            print(
+                f"share {share}: cosine {cosine.mean():.6f} (least {cosine.min():.6f}), "
+                f"norms {ratio:.4f}, of the mean {mean:.6f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
