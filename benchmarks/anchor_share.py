@@ -2,7 +2,7 @@
 
     python benchmarks/anchor_share.py [--rounds 6]
 
-For each share, over rounds of the student at its cold start: the cosine of the gradient with that of an anchor
+For each share, over rounds at the cold start: the cosine of the gradient with that of an anchor that is
 asked everywhere, the ratio of their norms, and the cosine of the mean gradient of all rounds. Beside them the
 cosine of two rounds with each other, which says how much an update varies anyway.
 """
