@@ -151,11 +151,11 @@ def test_one_base_and_many_adapters(plan: Plan) -> None:
 
 
 def test_checkpointing_is_what_makes_it_fit_24_gib(plan: Plan) -> None:
-    assert plan.memory[False].total / GIB == pytest.approx(45.1, abs=0.2)
-    assert plan.memory[True].total / GIB == pytest.approx(8.3, abs=0.2)
+    assert plan.memory[False].total / GIB == pytest.approx(42.8, abs=0.2)
+    assert plan.memory[True].total / GIB == pytest.approx(10.0, abs=0.1)
     card = next(one for one in plan.verdicts if one.card == "RTX 4090")
     assert not card.fits
-    assert "turn on compute.gradient_checkpointing (9.3 GiB)" in card.advice
+    assert "turn on compute.gradient_checkpointing (11.0 GiB)" in card.advice
     assert card.largest_micro_batch == 3
-    assert card.largest_micro_batch_with_checkpointing == 32
+    assert card.largest_micro_batch_with_checkpointing == 29
     assert next(one for one in plan.verdicts if one.card == "H100 SXM").fits

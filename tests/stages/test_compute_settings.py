@@ -78,13 +78,14 @@ def test_memory_settings_change_nothing_that_is_trained(
 ) -> None:
     guided = ["sampling.guidance_scale=2.0", "anchor.guidance_scale=2.0"]
     distill.run(distillation(tmp_path / "plain", *guided), resume=False)
-    seen: dict[str, Any] = {"batches": set()}
+    seen: dict[str, Any] = {True: set(), False: set()}  # with gradients? -> rows of the passes
     build = distill.load_backbone
 
     def watched(base: BaseModelSettings, compute: ComputeSettings, processes: Processes) -> Any:
         seen["base"] = backbone = build(base, compute, processes)
         backbone.transformer.register_forward_pre_hook(
-            lambda _, args, kwargs: seen["batches"].add(len(kwargs["hidden_states"])), with_kwargs=True
+            lambda _, args, kwargs: seen[torch.is_grad_enabled()].add(len(kwargs["hidden_states"])),
+            with_kwargs=True,
         )
         return backbone
 
@@ -92,7 +93,8 @@ def test_memory_settings_change_nothing_that_is_trained(
     frugal = ["compute.gradient_checkpointing=true", "compute.guidance_batching=sequential"]
     distill.run(distillation(tmp_path / "frugal", *guided, *frugal), resume=False)
     assert seen["base"].pipe.transformer.is_gradient_checkpointing
-    assert max(seen["batches"]) == 4  # prompts of the round, never both halves of guidance
+    # The prompts of the round, and for each its teacher and the anchor; never both halves of guidance.
+    assert (max(seen[True]), max(seen[False])) == (4, 8)
     plain, other = (
         load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("plain", "frugal")
     )

@@ -26,7 +26,7 @@ def trainer(folder: Path, *, rounds: int, bits: int) -> Trainer:
 
     def objective(batch: torch.Tensor) -> LossOutput:
         loss = (weight - target - batch).square().sum() + (other - target).square().sum()
-        return LossOutput(loss, 1, {"loss": float(loss.detach())})
+        return LossOutput(loss, 1, {"loss": loss.detach()})
 
     return Trainer(
         parameters={"weight": weight, "other": other},
