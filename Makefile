@@ -40,7 +40,7 @@ types: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-table: install  ## The full table of the README: all rows, all domains, 500 prompts each (about 14 minutes).
+table: install  ## The full table of the README: all rows, all domains, 500 prompts each (a quarter of an hour on two idle cores).
 	$(BIN)/flow-opd demo asset:configs/table.yaml
 
 miniature: install  ## Builds the miniature from seeds: VAE, base, rewards (hours; resumable; docs/miniature.md).
