@@ -14,17 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from our_update import loaded_parts
+from our_update import loaded_parts, source_and_objective
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from flow_opd.assembly.training import STUDENT
-from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.locations import locate
 from flow_opd.config.reader import read
-from flow_opd.processes import ALONE
-from flow_opd.stages.distill import algorithm_of, policies_of
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 
@@ -32,19 +29,7 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 def gradients(settings: DistillSettings, rounds: int) -> Tensor:
     """Returns the gradient of each round's update, [rounds, parameters]; the student stays as it is."""
     parts = loaded_parts(settings)
-    walks = build_walks(
-        parts.backbone,
-        parts.encoder,
-        parts.prompts,
-        settings.sampling,
-        weights=settings.state_weights,
-        seed=settings.run.seed,
-        micro_batch_size=settings.micro_batch_size,
-        processes=ALONE,
-    )
-    source, objective = algorithm_of(
-        settings, policies_of(settings, parts.backbone, parts.encoder, parts.bank), walks
-    )
+    source, objective, _ = source_and_objective(settings, parts)
     parameters = list(parts.bank.parameters(STUDENT).values())
     found = []
     for index in range(rounds):

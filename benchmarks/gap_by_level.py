@@ -14,8 +14,8 @@ import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.reading import read_adapter
+from flow_opd.assembly.policies import routed_teachers
 from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.teachers import routed_teachers
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.distill import DistillSettings

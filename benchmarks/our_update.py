@@ -15,14 +15,16 @@ from torch.nn import Parameter
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.algorithms.opd import OPDPolicies
 from flow_opd.assembly.base import load_backbone
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.assembly.training import STUDENT, loop_settings
 from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
+from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.processes import ALONE
 from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.protocols import LoadedBackbone, PromptEncoder, VelocityField
+from flow_opd.protocols import BatchSource, LoadedBackbone, PromptEncoder, VelocityField
 from flow_opd.stages.distill import algorithm_of, bank_of, policies_of
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
@@ -73,6 +75,24 @@ def loaded_parts(settings: DistillSettings) -> Parts:
     return Parts(backbone, backbone, bank_of(settings, backbone, ALONE)[0], prompt_rounds(settings))
 
 
+def source_and_objective(
+    settings: DistillSettings, parts: Parts
+) -> tuple[BatchSource, WeightedTerms, OPDPolicies]:
+    """Returns where the updates of the stage `distill` come from, what they minimise, and its policies."""
+    walks = build_walks(
+        parts.backbone,
+        parts.encoder,
+        parts.prompts,
+        settings.sampling,
+        weights=settings.state_weights,
+        seed=settings.run.seed,
+        micro_batch_size=settings.micro_batch_size,
+        processes=ALONE,
+    )
+    policies = policies_of(settings, parts.backbone, parts.encoder, parts.bank)
+    return *algorithm_of(settings, policies, walks), policies
+
+
 def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> Distillation:
     """Returns the distillation of the stage `distill`.
 
@@ -82,18 +102,7 @@ def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> D
         folder: for checkpoints; none is written here.
     """
     backbone, bank = parts.backbone, parts.bank
-    walks = build_walks(
-        backbone,
-        parts.encoder,
-        parts.prompts,
-        settings.sampling,
-        weights=settings.state_weights,
-        seed=settings.run.seed,
-        micro_batch_size=settings.micro_batch_size,
-        processes=ALONE,
-    )
-    policies = policies_of(settings, backbone, parts.encoder, bank)
-    source, objective = algorithm_of(settings, policies, walks)
+    source, objective, policies = source_and_objective(settings, parts)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,

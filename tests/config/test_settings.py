@@ -19,10 +19,12 @@ from flow_opd.config.merge import MergeSettings
 from flow_opd.config.reader import from_values
 from flow_opd.config.schema import alternatives
 from flow_opd.config.sft import SFTSettings
+from flow_opd.config.state_weights import CustomStateWeights, NamedStateWeights, weighted_states
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.advantages import NORMALIZATIONS
 from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.flow.weights import STATE_WEIGHTS
 
 BASE = {"path": "asset:base", "max_sequence_length": 0}
 DISTILL: dict[str, Any] = {
@@ -93,6 +95,19 @@ def test_words_agree_with_the_registries() -> None:
     assert sorted(SamplingSettings.model_fields["dynamics"].annotation.__args__) == DYNAMICS.names()  # type: ignore[union-attr]
     words = TeacherSettings.model_fields["reward_normalization"].annotation.__args__  # type: ignore[union-attr]
     assert sorted(words) == NORMALIZATIONS.names()
+    words = NamedStateWeights.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
+    assert sorted({*words} - {"sde"}) == STATE_WEIGHTS.names()  # which reads the walk's noise level
+
+
+def test_weights_of_states_are_a_word_or_a_section() -> None:
+    assert from_values(DISTILL, DistillSettings).state_weights.name == "transition"
+    word = from_values(DISTILL, DistillSettings, ["state_weights=x0"])
+    assert word.state_weights == NamedStateWeights(name="x0")
+    own = {"sampling": {"num_steps": 3}, "state_weights": {"name": "custom", "values": [1, 0.5, 0]}}
+    settings = from_values(changed(DISTILL, own), DistillSettings)
+    assert settings.state_weights == CustomStateWeights(name="custom", values=(1.0, 0.5, 0.0))
+    assert weighted_states(settings.state_weights, 3) == 2
+    assert weighted_states(word.state_weights, 10) == 10
 
 
 def test_distillation_reads() -> None:
@@ -152,6 +167,19 @@ def test_objective_and_merge_are_words_or_sections() -> None:
             "more updates than trajectories in a round",
         ),
         (["sampling.guidance_scale=0.5"], "greater than or equal to 1"),
+        (["state_weights=velocty"], "Did you mean 'velocity'?"),
+        (["state_weights={name: velocity, values: [1]}"], "unknown key 'values'"),
+        (["state_weights=custom"], "missing key 'values'"),
+        (["state_weights={name: custom, values: []}"], "at least 1 item"),
+        (["state_weights={name: custom, values: [1, 2]}"], "weights for another number of steps"),
+        (["sampling.num_steps=3", "state_weights={name: custom, values: [0, 0, 0]}"], "no state counts"),
+        (["sampling.num_steps=3", "state_weights={name: custom, values: [1, -1, 0]}"], "equal to 0"),
+        (["teachers.1.extrapolation=0.9"], "greater than or equal to 1"),
+        (["anchor={teacher: writer, share: 0}"], "greater than 0"),
+        (
+            ["anchor={teacher: writer, share: 0.5}", "objective=sampled-log-ratio"],
+            "asks the anchor at every state",
+        ),
     ],
 )
 def test_contradictions_in_a_distillation(overrides: list[str], part: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,8 +39,18 @@ class Problem(NamedTuple):
 
 
 def named(value: Any) -> Any:
-    """Returns a word as the section {name: word}: the short form of a choice that needs no settings."""
-    return {"name": value} if isinstance(value, str) else value
+    """Returns a word as the section {name: word}: the short form of a choice that needs no settings.
+
+    Lists become tuples. Once a function has seen a value, pydantic takes it for one of Python's, where
+    strictness does not let a list be a tuple, though it comes from JSON.
+    """
+    return {"name": value} if isinstance(value, str) else _with_tuples(value)
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def refuse(problems: list[Problem]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from flow_opd.adapters.bank import AdapterBank
@@ -15,9 +14,9 @@ from flow_opd.assembly.base import load_backbone
 from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, prompt_files
 from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.policies import policies_on, routed_teachers
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
-from flow_opd.assembly.teachers import routed_teachers
 from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,
@@ -146,14 +145,7 @@ def policies_of(
     settings: DistillSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
 ) -> OPDPolicies:
     """Returns the student, the routed teachers and the anchor of the settings, on one base."""
-    policy = partial(
-        Policy,
-        backbone,
-        adapters=bank,
-        encoder=encoder,
-        guidance_batching=settings.compute.guidance_batching,
-        lockstep=settings.compute.shard_base,
-    )
+    policy = policies_on(settings.compute, backbone, encoder, bank)
     return OPDPolicies(
         backbone=backbone,
         student=policy(adapter=STUDENT, guidance_scale=settings.sampling.guidance_scale),

@@ -15,8 +15,8 @@ from flow_opd.assembly.base import load_backbone
 from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, hashed, prompt_files
 from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.policies import routed_teachers
 from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.teachers import routed_teachers
 from flow_opd.assembly.training import (
     STUDENT,
     loop_settings,

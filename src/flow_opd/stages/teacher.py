@@ -14,6 +14,7 @@ from flow_opd.assembly.base import device_of, load_backbone
 from flow_opd.assembly.encoding import encode_beforehand
 from flow_opd.assembly.identity import fingerprint, prompt_files, reward_files
 from flow_opd.assembly.launch import check_shares, join_processes
+from flow_opd.assembly.policies import policies_on
 from flow_opd.assembly.prompts import load_prompts
 from flow_opd.assembly.rewards import build_rewards
 from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
@@ -108,15 +109,8 @@ def policy_of(
     adapter: str | None,
 ) -> Policy:
     """Returns the student or (without adapter) the reference."""
-    return Policy(
-        backbone,
-        adapters=bank,
-        adapter=adapter,
-        encoder=encoder,
-        guidance_scale=settings.sampling.guidance_scale,
-        guidance_batching=settings.compute.guidance_batching,
-        lockstep=settings.compute.shard_base,
-    )
+    policy = policies_on(settings.compute, backbone, encoder, bank)
+    return policy(adapter=adapter, guidance_scale=settings.sampling.guidance_scale)
 
 
 def algorithm_of(

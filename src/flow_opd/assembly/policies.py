@@ -1,9 +1,11 @@
-"""The teachers of a run, each asked for its own tasks."""
+"""The policies of a run, and its teachers, each asked for its own tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+from flow_opd.config.common import TrainingComputeSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.policies.policy import Adapters, Policy
@@ -12,18 +14,25 @@ from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import Backbone, PromptEncoder
 
 
-def routed_teachers(
-    settings: DistillSettings | SFTSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
-) -> RoutedTeachers:
-    """Returns the teachers of the settings as one velocity field; the bank has an adapter of each name."""
-    policy = partial(
+def policies_on(
+    compute: TrainingComputeSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
+) -> Callable[..., Policy]:
+    """Returns what makes policies of one base by their `adapter` and `guidance_scale`."""
+    return partial(
         Policy,
         backbone,
         adapters=bank,
         encoder=encoder,
-        guidance_batching=settings.compute.guidance_batching,
-        lockstep=settings.compute.shard_base,
+        guidance_batching=compute.guidance_batching,
+        lockstep=compute.shard_base,
     )
+
+
+def routed_teachers(
+    settings: DistillSettings | SFTSettings, backbone: Backbone, encoder: PromptEncoder, bank: Adapters
+) -> RoutedTeachers:
+    """Returns the teachers of the settings as one velocity field; the bank has an adapter of each name."""
+    policy = policies_on(settings.compute, backbone, encoder, bank)
     teachers = {
         teacher.name: Teacher(
             policy(adapter=teacher.name, guidance_scale=teacher.guidance_scale),
