@@ -11,8 +11,9 @@ by side on different choices.
 benchmarks/results/choices has the scores of the runs that were made: copied to --out they are not made again.
 
 `table` prints, for each choice: average and metrics on 500 held-out prompts a domain, the share of each
-teacher's gain that is kept, the paired difference to the first choice (prompts and training seeds resampled),
-and the share of the base's gap to the teachers that is left at each noise level, on states that they visit.
+teacher's gain that is kept, the paired difference to the first choice, and the share of the base's gap to
+the teachers that is left at each noise level, on states that they visit. Intervals resample training seeds,
+and prompts as those of an evaluation do: lines that ask for the same are one, within the tags of GenEval.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flow_opd.config.locations import locate
+from flow_opd.evaluation.intervals import Bootstrap, Scores
+from flow_opd.evaluation.metrics import METRICS
+from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.prompts.overlap import identity
 
 DOMAINS = {"composition": "geneval_strict", "text": "ocr", "quality": "deqa", "preference": "pickscore"}
 DIVISORS = {"composition": 1.0, "text": 1.0, "quality": 5.0, "preference": 26.0}
 ROUNDS, STEPS = 120, 8  # of the reference, and of every walk
-DRAWS = 4000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,20 @@ class Study:
         overrides = [word for each in (*settings, f"run.threads={self.threads}") for word in ("--set", each)]
         subprocess.run([*self.command, stage, config, "--out", str(out), *overrides], check=True)
 
-    def scores(self, folder: Path) -> dict[str, NDArray[np.float64]]:
+    def scores(self, folder: Path) -> dict[str, Scores]:
         """Returns domain -> score of each held-out prompt, on the domain's own metric."""
         found = json.loads((folder / "scores.json").read_text())
-        return {domain: np.array(values, dtype=float) for domain, values in found.items()}
+        return {domain: asked_for(domain, values) for domain, values in found.items()}
+
+
+def asked_for(domain: str, values: Sequence[float]) -> Scores:
+    """Returns the scores of a domain's held-out prompts with what they ask for, as an evaluation has them."""
+    prompts = read_prompts(locate(f"asset:prompts/test/{domain}.jsonl"), task=domain)
+    by_tag = next(metric.by_tag for metric in METRICS if metric.domain == domain)
+    lines = [f"{index}:{prompt.text}" for index, prompt in enumerate(prompts)]
+    alike = [identity(prompt) for prompt in prompts]
+    tags = [str(prompt.metadata["tag"]) for prompt in prompts] if by_tag else None
+    return Scores.of(lines, [0] * len(lines), values, prompts=alike, tags=tags)
 
 
 def own_scores(folder: Path) -> dict[str, list[float]]:
@@ -144,47 +158,54 @@ def own_scores(folder: Path) -> dict[str, list[float]]:
     }
 
 
-def averages(
-    scores: Sequence[Mapping[str, NDArray[np.float64]]], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Returns the average score under resampled seeds and prompts, [DRAWS]; equal `rng`, equal draws."""
-    seeds = rng.integers(len(scores), size=(DRAWS, len(scores)))
-    total = np.zeros(DRAWS)
-    for domain, divisor in DIVISORS.items():
-        values = np.stack([each[domain] for each in scores])  # [seeds, prompts]
-        prompts = rng.integers(values.shape[1], size=(DRAWS, values.shape[1]))
-        means = np.stack([values[:, rows].mean(1) for rows in prompts])  # [DRAWS, seeds]
-        total += np.take_along_axis(means, seeds, 1).mean(1) / divisor / len(DIVISORS)
-    return total
+def averages(runs: Sequence[Mapping[str, Scores]], bootstrap: Bootstrap) -> NDArray[np.float64]:
+    """Returns the average score under resampled training seeds and prompts, [resamples].
+
+    Equally many runs meet the same resamples, so that differences are paired. Of S seeds S - 1 are drawn, as
+    `Bootstrap` does with prompts.
+    """
+    drawn = np.stack(
+        [
+            sum(bootstrap.draws(run[domain], domain) / divisor for domain, divisor in DIVISORS.items())
+            for run in runs
+        ],
+        axis=1,
+    )  # [resamples, S]
+    rng = np.random.default_rng(bootstrap.seed)
+    seeds = rng.integers(len(runs), size=(len(drawn), max(1, len(runs) - 1)))
+    means: NDArray[np.float64] = np.take_along_axis(drawn, seeds, 1).mean(1) / len(DIVISORS)
+    return means
 
 
 def table(study: Study) -> None:
     """Prints what is there."""
-    base = study.scores(study.out / "base")
-    teachers = {domain: study.scores(study.out / "teachers" / domain)[domain].mean() for domain in DOMAINS}
-    gains = {domain: teachers[domain] - base[domain].mean() for domain in DOMAINS}
+    base = {domain: scores.mean for domain, scores in study.scores(study.out / "base").items()}
+    teachers = {
+        domain: study.scores(study.out / "teachers" / domain)[domain].mean - base[domain]
+        for domain in DOMAINS
+    }
+    bootstrap = Bootstrap()
     reference: NDArray[np.float64] | None = None
     for name, choice in CHOICES.items():
-        runs = sorted(path.parent for path in (study.out / name).glob("*/scores.json"))
-        if not runs:
+        folders = sorted(path.parent for path in (study.out / name).glob("*/scores.json"))
+        if not folders:
             continue
-        scores = [study.scores(run) for run in runs]
-        means = {domain: float(np.mean([each[domain].mean() for each in scores])) for domain in DOMAINS}
-        drawn = averages(scores, np.random.default_rng(0))
+        runs = [study.scores(folder) for folder in folders]
+        drawn = averages(runs, bootstrap)
         reference = drawn if reference is None else reference
-        low, high = np.quantile(drawn - reference, [0.025, 0.975])
+        means = {domain: float(np.mean([run[domain].mean for run in runs])) for domain in DOMAINS}
         average = sum(means[domain] / DIVISORS[domain] for domain in DOMAINS) / len(DOMAINS)
-        kept = {domain: (means[domain] - base[domain].mean()) / gains[domain] for domain in DOMAINS}
+        low, high = np.quantile(drawn - reference, bootstrap.tails)
         print(f"{name} ({choice.all_rounds()} rounds, {len(runs)} seeds): average {average:.4f}", end="")
         print(f", to the first {(drawn - reference).mean():+.4f} ({low:+.4f} to {high:+.4f})")
-        print("   ", "  ".join(f"{d} {means[d]:.3f} kept {100 * kept[d]:.0f} %" for d in DOMAINS))
-        left = [
-            json.loads((run / "gaps.json").read_text())["left"]
-            for run in runs
-            if (run / "gaps.json").exists()
-        ]
-        if left:
-            print("    gap left by level", " ".join(f"{value:.3f}" for value in np.mean(left, axis=0)))
+        kept = {domain: 100 * (means[domain] - base[domain]) / teachers[domain] for domain in DOMAINS}
+        print(
+            "   ", "  ".join(f"{domain} {means[domain]:.3f} kept {kept[domain]:.0f} %" for domain in DOMAINS)
+        )
+        files = [folder / "gaps.json" for folder in folders if (folder / "gaps.json").exists()]
+        if files:
+            left = np.mean([json.loads(file.read_text())["left"] for file in files], axis=0)
+            print("    gap left by level", " ".join(f"{value:.3f}" for value in left))
 
 
 def main() -> None:
