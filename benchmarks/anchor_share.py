@@ -1,15 +1,17 @@
 """What an anchor that is asked at a share of the states does to an update of the miniature's distillation.
 
-    python benchmarks/anchor_share.py [--rounds 6]
+    python benchmarks/anchor_share.py [--rounds 6] [--student ADAPTER]
 
-For each share, over rounds at the cold start: the cosine of the gradient with that of an anchor that is
-asked everywhere, the ratio of their norms, and the cosine of the mean gradient of all rounds. Beside them the
-cosine of two rounds with each other, which says how much an update varies anyway.
+For each share, over rounds at the cold start, or at a student that was trained: the cosine of the gradient
+with that of an anchor that is asked everywhere, the ratio of their norms, and the cosine of the mean gradient
+of all rounds. Beside them the cosine of two rounds with each other, which says how much an update varies
+anyway.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,7 +40,7 @@ def gradients(settings: DistillSettings, rounds: int) -> Tensor:
         for update in source.round(index):
             for batch in update:
                 objective(batch).total.backward()
-        found.append(torch.cat([one.grad.flatten() for one in parameters if one.grad is not None]))
+        found.append(torch.cat([one.grad.double().flatten() for one in parameters if one.grad is not None]))
     return torch.stack(found)
 
 
@@ -46,9 +48,12 @@ def main() -> None:
     """Compares the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--student", metavar="ADAPTER", help="where the gradients are taken")
     asked = parser.parse_args()
     with TemporaryDirectory() as name:
         words = [f"run.out={Path(name)}"]
+        if asked.student is not None:
+            words.append(f"cold_start={json.dumps({'adapter': asked.student})}")
         whole: Tensor | None = None
         for share in SHARES:
             settings = read(
