@@ -281,6 +281,7 @@ def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: 
             "row 'writer' names an unknown domain in --set rows.writer.domains: 'txt'",
         ),
         (["roles={base: base, student: studnet}"], "a role for an unknown row"),
+        (["roles={base: base, student: student, baselines: [mix]}"], "a role for an unknown row"),
         (
             ["roles={base: base, student: student, teachers: {quality: writer}}"],
             "not evaluated on its domain",

@@ -142,6 +142,19 @@ def test_a_metric_that_judged_nothing_off_its_domain_has_no_cell_but_on_its_own_
         results({"base": base, "student": student}, Roles("base", "student"))
 
 
+def test_the_student_answers_to_the_baselines(table: Results) -> None:
+    rows: dict[str, ScoresByDomain] = {
+        "base": evaluated(BASE, 0),
+        "student": evaluated(shifted(0.1), 1),
+        "mix": evaluated(shifted(0.2), 2),
+    }
+    against = results(rows, Roles("base", "student", baselines=("mix",)))
+    [item] = [d for d in against.differences if d.pair == ("student", "mix") and d.metric == "average"]
+    assert item.cell.mean == pytest.approx(-(0.1 + 0.1 + 0.1 / 5 + 0.1 / 26) / 4)
+    with pytest.raises(DataError, match="a role without a row"):
+        results(rows, Roles("base", "student", baselines=("mixed",)))
+
+
 def test_without_a_student_the_teachers_are_compared_with_the_base() -> None:
     rows: dict[str, ScoresByDomain] = {"base": evaluated(BASE, 0), "teacher": evaluated(shifted(0.1), 1)}
     table = results(rows, Roles("base", teachers={"text": "teacher"}))

@@ -35,7 +35,9 @@ def test_every_weight_is_in_the_manifest_with_its_hash(manifest) -> None:
 def test_the_manifest_tells_how_everything_was_made(manifest) -> None:
     assert set(manifest["parts"]) == {"vae", "base", "refine", "deqa", "pickscore"}
     assert set(manifest["teachers"]) == set(TASKS)
-    for made in (*manifest["parts"].values(), *manifest["teachers"].values()):
+    assert set(manifest["baselines"]) == {"grpo-mix"}
+    trained = (*manifest["teachers"].values(), *manifest["baselines"].values())
+    for made in (*manifest["parts"].values(), *trained):
         assert made["seconds"] > 0
         assert made["samples"] > 0
         assert all(len(curve) > 10 for curve in made["curves"].values())

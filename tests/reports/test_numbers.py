@@ -53,6 +53,15 @@ def test_the_headline_claims_no_more_than_the_interval(
     assert headline(Results.model_validate(data)).startswith(f"Distillation {verb} the average score")
 
 
+def test_the_headline_tells_how_the_student_stands_to_a_baseline(run_folder: Path) -> None:
+    data = json.loads((run_folder / "results.json").read_text())
+    data["roles"]["baselines"] = ["merge"]
+    for one in data["differences"]:
+        if one["metric"] == "average" and one["pair"] == ["student", "merge"]:
+            one |= {"mean": -0.013, "low": -0.023, "high": -0.003}
+    assert ", −0.013 (−0.023 to −0.003) against merge." in headline(Results.model_validate(data))
+
+
 def test_the_terminal_shows_rows_differences_and_retention(run_folder: Path) -> None:
     results = load_results(run_folder / "results.json")
     console = Console(width=140, file=StringIO())

@@ -50,6 +50,8 @@ class RolesSettings(Settings):
     """Row of the merged cold start."""
     teachers: dict[Name, Name] = Field(default_factory=dict)
     """Domain -> row of its teacher."""
+    baselines: tuple[Name, ...] = ()
+    """Rows that the student has to answer to beside these, such as one of GRPO-Mix."""
 
 
 class EvaluateSettings(Settings):
@@ -125,11 +127,12 @@ class EvaluateSettings(Settings):
     def _role_problems(self) -> list[Problem]:
         if self.roles is None:
             return []
-        roles: list[tuple[tuple[str, ...], str | None]] = [
+        roles: list[tuple[tuple[str | int, ...], str | None]] = [
             (("base",), self.roles.base),
             (("student",), self.roles.student),
             (("merge",), self.roles.merge),
             *((("teachers", domain), row) for domain, row in self.roles.teachers.items()),
+            *((("baselines", index), row) for index, row in enumerate(self.roles.baselines)),
         ]
         problems = [
             Problem(

@@ -53,16 +53,17 @@ class Roles:
     student: str | None = None  # None = the teachers themselves are judged
     merge: str | None = None
     teachers: Mapping[str, str] = field(default_factory=dict)  # domain -> row
+    baselines: tuple[str, ...] = ()  # what else the student is compared with
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Returns the differences worth telling: along base, merge, student, then to the teachers."""
+        """Returns the differences worth telling: along base, merge, student; to teachers and baselines."""
         if self.student is None:
-            others = [self.merge] if self.merge is not None else []
+            others = [*([self.merge] if self.merge is not None else []), *self.baselines]
             return [(name, self.base) for name in (*self.teachers.values(), *others)]
         pairs = [(self.student, self.base)]
         if self.merge is not None:
             pairs += [(self.student, self.merge), (self.merge, self.base)]
-        return pairs + [(self.student, teacher) for teacher in self.teachers.values()]
+        return pairs + [(self.student, other) for other in (*self.teachers.values(), *self.baselines)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def build_results(
     Raises:
         DataError: if a role names no row, a metric is unknown, or paired rows differ in prompts or seeds.
     """
-    for name in (roles.base, roles.student, roles.merge, *roles.teachers.values()):
+    for name in (roles.base, roles.student, roles.merge, *roles.teachers.values(), *roles.baselines):
         if name is not None and name not in scores:
             raise DataError(
                 explain(

@@ -89,7 +89,7 @@ def tag_table(results: Results, metric: Metric) -> TagTable | None:
 
 
 def headline(results: Results) -> str:
-    """Returns the result in one or two sentences: the gain over the base, over merging, and what is kept."""
+    """Returns the result in one or two sentences: the gains over the base and others, and what is kept."""
     roles = results.roles
     if roles.student is None:
         return f"{len(results.rows)} policies on the same prompts and seeds."
@@ -110,6 +110,10 @@ def headline(results: Results) -> str:
     )
     if roles.merge is not None and (over := results.difference((roles.student, roles.merge), "average")):
         text += f", {signed(over.mean, AVERAGE_DECIMALS)} over merging the teachers alone"
+    for baseline in roles.baselines:
+        if against := results.difference((roles.student, baseline), "average"):
+            bounds = interval(against, AVERAGE_DECIMALS, sign=True)
+            text += f", {signed(against.mean, AVERAGE_DECIMALS)} ({bounds}) against {baseline}"
     kept = [one.mean for one in results.retention.values() if one.mean is not None]
     if not kept:
         return f"{text}."

@@ -69,6 +69,7 @@ class Roles(Part):
     student: str | None = None
     merge: str | None = None
     teachers: dict[str, str] = Field(default_factory=dict)
+    baselines: tuple[str, ...] = ()
 
 
 class Metric(Part):

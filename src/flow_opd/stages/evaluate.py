@@ -151,7 +151,13 @@ def _roles(settings: EvaluateSettings) -> Roles:
     if settings.roles is None:
         return Roles(base=names[0], student=names[-1])
     roles = settings.roles
-    return Roles(base=roles.base, student=roles.student, merge=roles.merge, teachers=roles.teachers)
+    return Roles(
+        base=roles.base,
+        student=roles.student,
+        merge=roles.merge,
+        teachers=roles.teachers,
+        baselines=roles.baselines,
+    )
 
 
 def _policies(

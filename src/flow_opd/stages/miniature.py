@@ -23,14 +23,15 @@ BUILDERS = {
 }
 SHIPPED = {"refine": "base", "deqa": "rewards/deqa", "pickscore": "rewards/pickscore"}  # part -> asset
 PICTURES = ("data", "judged")  # drawn once and kept
-TEACHERS = "teachers"  # folder of the teachers' runs below the run folder, and of their adapters as assets
+TRAINED = ("teachers", "baselines")  # folders of GRPO's runs, and of their adapters among the assets
 
 
 def run(settings: MiniatureSettings, *, resume: bool) -> Path:
     """Builds the chosen parts and returns the run folder; finished parts are kept.
 
-    `assets/` in the run folder has the layout of the package's own assets. Teachers whose runs have finished
-    below `teachers/` are gathered with them; `flow-opd teacher asset:configs/teachers/NAME.yaml` trains one.
+    `assets/` in the run folder has the layout of the package's own assets. Adapters whose runs have finished
+    below `teachers/` and `baselines/` are gathered with them; `flow-opd teacher` trains one, from
+    asset:configs/teachers/NAME.yaml and asset:configs/grpo-mix.yaml.
     """
     folder = open_run(settings.run)
     if resume:
@@ -44,11 +45,12 @@ def run(settings: MiniatureSettings, *, resume: bool) -> Path:
         model = BUILDERS[part](settings)
         if part in SHIPPED:
             _gather(model, folder / "assets" / SHIPPED[part])
-    teachers = sorted(path.parent for path in (folder / TEACHERS).glob(f"*/{ADAPTER}"))
-    for teacher in teachers:
-        _gather(teacher / ADAPTER, folder / "assets" / TEACHERS / teacher.name)
+    trained = {kind: sorted(path.parent for path in (folder / kind).glob(f"*/{ADAPTER}")) for kind in TRAINED}
+    for kind, runs in trained.items():
+        for one in runs:
+            _gather(one / ADAPTER, folder / "assets" / kind / one.name)
     parts = {part: folder / part for part in BUILDERS if is_finished(folder / part, part, settings)}
-    write_manifest(folder / "assets", settings, parts, {teacher.name: teacher for teacher in teachers})
+    write_manifest(folder / "assets", settings, parts, trained)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ DIGITS = 4  # significant ones of a point
 
 
 def write_manifest(
-    assets: Path, settings: MiniatureSettings, parts: Mapping[str, Path], teachers: Mapping[str, Path]
+    assets: Path,
+    settings: MiniatureSettings,
+    parts: Mapping[str, Path],
+    trained: Mapping[str, Sequence[Path]],
 ) -> None:
     """Writes manifest.json beside the assets.
 
@@ -28,7 +31,7 @@ def write_manifest(
         assets: folder of what is shipped; every safetensors file below it is hashed.
         settings: of the build.
         parts: name -> run folder of each finished part.
-        teachers: name -> run folder of each finished teacher.
+        trained: "teachers" and "baselines" -> run folder of each finished one.
     """
     hashed = {str(file.relative_to(assets)): sha256(file) for file in sorted(assets.rglob("*.safetensors"))}
     write_json(
@@ -36,7 +39,7 @@ def write_manifest(
         {
             "settings": settings.model_dump(mode="json", exclude={"run": {"out", "threads"}, "parts": True}),
             "parts": {name: _part(folder, name, settings) for name, folder in parts.items()},
-            "teachers": {name: _teacher(folder) for name, folder in teachers.items()},
+            **{kind: {run.name: _trained(run, kind) for run in runs} for kind, runs in trained.items()},
             "sha256": hashed,
         },
     )
@@ -48,11 +51,12 @@ def _part(folder: Path, name: str, settings: MiniatureSettings) -> dict[str, Any
     return {**summary, "samples": summary["steps"] * batch, "curves": _curves(folder, ("loss",))}
 
 
-def _teacher(folder: Path) -> dict[str, Any]:
+def _trained(folder: Path, kind: str) -> dict[str, Any]:
+    config = f"teachers/{folder.name}" if kind == "teachers" else folder.name
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     images = settings["group_size"] * settings["groups_per_round"] * settings["run"]["rounds"]
     return {
-        "command": f"flow-opd teacher asset:configs/teachers/{folder.name}.yaml",
+        "command": f"flow-opd teacher asset:configs/{config}.yaml",
         "seed": settings["run"]["seed"],
         **json.loads((folder / TRAINING).read_text()),
         "samples": images,
