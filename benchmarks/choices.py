@@ -82,6 +82,11 @@ CHOICES: Mapping[str, Choice] = {
     "anchor-eighth": Choice(
         ["state_weights=velocity", "anchor.share=0.125"], anchor_share=0.125, rounds=ROUNDS
     ),
+    "lambda-1.6-eighth": Choice(
+        ["state_weights=velocity", *extrapolated(1.6), "anchor.share=0.125"],
+        extrapolated=True,
+        anchor_share=0.125,
+    ),
     "grpo-mix": Choice(rounds=343, stage="teacher", config="asset:configs/grpo-mix.yaml"),
     "grpo-mix-76": Choice(rounds=76, stage="teacher", config="asset:configs/grpo-mix.yaml"),
 }
