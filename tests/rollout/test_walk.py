@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -140,8 +141,18 @@ def test_the_random_order_of_states_is_one_for_each_step_whatever_the_micro_batc
     whole = ranks(4)
     assert torch.equal(whole, ranks(3))
     for step in whole:
-        assert sorted(step.tolist()) == [0.125, 0.375, 0.625, 0.875]
+        assert step.sort().values.diff().tolist() == pytest.approx([0.25] * 3)
+        assert 0 <= step.min() < 0.25
     assert len({tuple(step.tolist()) for step in whole}) > 1
+
+
+@pytest.mark.parametrize("share", [0.125, 0.6])
+def test_a_share_that_is_no_multiple_of_a_row_is_kept_in_the_mean(tiny: Tiny, share: float) -> None:
+    source = WalkBatches(tiny.student, tiny.backbone, tiny.walks(micro_batch_size=4))
+    with torch.no_grad():
+        ranks = torch.cat([batch.rank for index in range(60) for batch in next(source.round(index))])
+    assert len(ranks) == 60 * 3 * 4
+    assert float((ranks < share).double().mean()) == pytest.approx(share, abs=0.03)
 
 
 class NumbersRead(TorchDispatchMode):

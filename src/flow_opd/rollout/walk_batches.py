@@ -88,11 +88,16 @@ class WalkBatches:
             )
 
     def _ranks(self, index: int, total: int) -> Tensor | None:
-        """Returns a random order of the round's trajectories for each step, as places in (0, 1), [B, T]."""
+        """Returns a random order of the round's trajectories for each step, as places in (0, 1), [B, T].
+
+        The places of a step are 1 / B apart and begin at a random one, so that those below any share are this
+        share in the mean, also where it is no multiple of 1 / B, and as equally many in each round as can be.
+        """
         if self.walks.rank_seeder is None:
             return None
-        orders = [
-            torch.randperm(total, generator=self.walks.rank_seeder(index, step))
-            for step in range(len(self.walks.schedule))
-        ]
-        return (torch.stack(orders, 1) + 0.5) / total
+        orders = []
+        for step in range(len(self.walks.schedule)):
+            draw = self.walks.rank_seeder(index, step)
+            order = torch.randperm(total, generator=draw)
+            orders.append((order + torch.rand((), generator=draw, dtype=torch.float64)) / total)
+        return torch.stack(orders, 1)
