@@ -42,19 +42,28 @@ ROUNDS, STEPS = 120, 8  # of the reference, and of every walk
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings that differ from those of a configuration, and what a round of a distillation costs."""
+    """Settings of a distillation, and what a round of it costs."""
 
-    settings: Sequence[str] = ()
+    weights: str = "velocity"
     states: int = STEPS  # that have a weight
-    extrapolated: bool = False
+    extrapolation: float = 1.0
     anchor_share: float = 1.0
     rounds: int | None = None  # None: the compute of the reference
-    stage: str = "distill"
-    config: str = "asset:configs/distill.yaml"
+    stage = "distill"
+    config = "asset:configs/distill.yaml"
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings on the command line, whatever the configuration has."""
+        return [
+            f"state_weights={self.weights}",
+            f"anchor.share={self.anchor_share}",
+            *extrapolated(self.extrapolation),
+        ]
 
     def cost(self) -> float:
         """Returns the forward-equivalents of a row of a round; for a quarter the anchor is the teacher."""
-        targets = 1 + self.extrapolated + 0.75 * self.anchor_share
+        targets = 1 + (self.extrapolation > 1) + 0.75 * self.anchor_share
         return self.states * (3 + targets) + (STEPS - self.states)
 
     def all_rounds(self) -> int:
@@ -62,33 +71,39 @@ class Choice:
         return self.rounds or round(ROUNDS * Choice().cost() / self.cost())
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """GRPO-Mix for some rounds."""
+
+    rounds: int
+    stage = "teacher"
+    config = "asset:configs/grpo-mix.yaml"
+    settings = ()
+
+    def all_rounds(self) -> int:
+        """Returns the rounds."""
+        return self.rounds
+
+
 def extrapolated(by: float) -> list[str]:
-    """Returns the settings that give every teacher a lambda."""
-    return [f"teachers.{index}.extrapolation={by}" for index in range(4)]
+    """Returns the settings that give every teacher of the miniature a lambda."""
+    return [f"teachers.{index}.extrapolation={by}" for index in range(len(DOMAINS))]
 
 
-CHOICES: Mapping[str, Choice] = {
-    "transition": Choice(["state_weights=transition"]),
-    "velocity": Choice(["state_weights=velocity"]),
-    "lambda-1.6": Choice(["state_weights=velocity", *extrapolated(1.6)], extrapolated=True),
-    "sde": Choice(["state_weights=sde"]),
-    "x0": Choice(["state_weights=x0"]),
-    "noisy-states": Choice(["state_weights={name: custom, values: [1, 1, 1, 1, 1, 0, 0, 0]}"], states=5),
-    "lambda-1.25": Choice(["state_weights=velocity", *extrapolated(1.25)], extrapolated=True),
-    "lambda-2.2": Choice(["state_weights=velocity", *extrapolated(2.2)], extrapolated=True),
-    "anchor-quarter": Choice(
-        ["state_weights=velocity", "anchor.share=0.25"], anchor_share=0.25, rounds=ROUNDS
-    ),
-    "anchor-eighth": Choice(
-        ["state_weights=velocity", "anchor.share=0.125"], anchor_share=0.125, rounds=ROUNDS
-    ),
-    "lambda-1.6-eighth": Choice(
-        ["state_weights=velocity", *extrapolated(1.6), "anchor.share=0.125"],
-        extrapolated=True,
-        anchor_share=0.125,
-    ),
-    "grpo-mix": Choice(rounds=343, stage="teacher", config="asset:configs/grpo-mix.yaml"),
-    "grpo-mix-76": Choice(rounds=76, stage="teacher", config="asset:configs/grpo-mix.yaml"),
+CHOICES: Mapping[str, Choice | Mixed] = {
+    "transition": Choice("transition"),
+    "velocity": Choice(),
+    "lambda-1.6": Choice(extrapolation=1.6),
+    "sde": Choice("sde"),
+    "x0": Choice("x0"),
+    "noisy-states": Choice("{name: custom, values: [1, 1, 1, 1, 1, 0, 0, 0]}", states=5),
+    "lambda-1.25": Choice(extrapolation=1.25),
+    "lambda-2.2": Choice(extrapolation=2.2),
+    "anchor-quarter": Choice(anchor_share=0.25, rounds=ROUNDS),
+    "anchor-eighth": Choice(anchor_share=0.125, rounds=ROUNDS),
+    "lambda-1.6-eighth": Choice(extrapolation=1.6, anchor_share=0.125),
+    "grpo-mix": Mixed(343),
+    "grpo-mix-76": Mixed(76),
 }
 
 

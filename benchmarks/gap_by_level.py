@@ -31,8 +31,12 @@ PROMPTS = 48  # held-out prompts of each domain
 
 
 def gaps(adapter: str) -> dict[str, Any]:
-    """Returns sigmas, the gap of the adapter and of the base at each of them, and the share that is left."""
-    settings = read(locate("asset:configs/distill.yaml"), DistillSettings)
+    """Returns sigmas, the gap of the adapter and of the base at each of them, and the share that is left.
+
+    The gap is that to the teachers themselves, whatever lies beyond them in the training.
+    """
+    themselves = [f"teachers.{index}.extrapolation=1" for index in range(4)]
+    settings = read(locate("asset:configs/distill.yaml"), DistillSettings, themselves)
     backbone = load_backbone(settings.base, settings.compute)
     bank = AdapterBank(backbone)
     for teacher in settings.teachers:

@@ -4,12 +4,12 @@
     python benchmarks/official_schedule.py --to-retention 30
 
 The miniature, its four teachers and anchor, 32 prompts and 8 steps (asset:configs/distill.yaml); the same
-prompts and noise, and the same states are trained. The updates take turns in one process, so that a busy
-machine weighs on all alike. The official schedule (official_update.py) draws the student's walk, decodes and
-scores the pictures, and then goes through all states again with a network for each teacher; the limit
-(bare_update.py) is the same network's forwards and backwards, with the arithmetic of its LoRAs and nothing
-else. Prints medians and, repeat by repeat, the ratios official / ours and ours / limit with their spread, and
-the weights in memory.
+prompts, noise and states, and the teachers themselves as targets, without extrapolation. The updates take
+turns in one process, so that a busy machine weighs on all alike. The official schedule (official_update.py)
+draws the student's walk, decodes and scores the pictures, and then goes through all states again with a
+network for each teacher; the limit (bare_update.py) is the same network's forwards and backwards, with the
+arithmetic of its LoRAs and nothing else. Prints medians and, repeat by repeat, the ratios official / ours and
+ours / limit with their spread, and the weights in memory.
 
 With --to-retention N, the official schedule takes N updates with its own weights (1 / g^2, lambda .04, noise
 at every step but the last, which is not trained); ours, as shipped, then trains until its mean gap to the
@@ -47,6 +47,7 @@ from flow_opd.types import Prompt
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 REWARD_OF_TASK = {"composition": "geneval", "text": "ocr", "quality": "deqa", "preference": "pickscore"}
 OFFICIAL_LAMBDA = 0.04
+THEMSELVES = [f"teachers.{index}.extrapolation=1" for index in range(len(REWARD_OF_TASK))]
 HELD_OUT = 12  # prompts of each task, whose teachers' walks are frozen
 
 
@@ -225,7 +226,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    settings = read(locate("asset:configs/distill.yaml"), DistillSettings, asked.set)
+    settings = read(locate("asset:configs/distill.yaml"), DistillSettings, [*THEMSELVES, *asked.set])
     with tempfile.TemporaryDirectory() as name:
         if asked.to_retention:
             to_retention(settings, asked.to_retention, CLOCKS[asked.clock], Path(name))

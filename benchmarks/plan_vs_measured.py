@@ -187,7 +187,7 @@ def miniature() -> dict[str, Any]:
             {"name": name, "tasks": [name], "adapter": f"asset:teachers/{name}", "guidance_scale": guidance}
             for name, guidance in (("composition", 1.0), ("text", 4.5), ("preference", 4.5), ("quality", 1.0))
         ],
-        "anchor": {"teacher": "quality", "guidance_scale": 1.0},
+        "anchor": {"teacher": "quality", "share": 1.0, "guidance_scale": 1.0},
         "cold_start": {"adapter": "asset:teachers/composition"},
         "prompts": [{"path": "asset:prompts/train/text.jsonl"}],
         "prompts_per_round": 16,
@@ -209,7 +209,7 @@ def middle(folder: Path) -> dict[str, Any]:
             {"name": name, "tasks": [name], "adapter": str(folder / name), "guidance_scale": 4.5}
             for name in ("one", "two")
         ],
-        "anchor": {"adapter": str(folder / "anchor"), "guidance_scale": 4.5},
+        "anchor": {"adapter": str(folder / "anchor"), "share": 1.0, "guidance_scale": 4.5},
         "cold_start": {"adapter": str(folder / "student")},
         "prompts": [{"path": "asset:prompts/train/text.jsonl"}],
         "prompts_per_round": 4,

@@ -51,10 +51,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DistillSettings:
             "base": {"path": str(folder / "base"), "max_sequence_length": 0},
             "compute": {"device": "cpu"},
             "teachers": teachers,
-            "anchor": {"adapter": str(folder / "anchor"), "weight": 0.5, "guidance_scale": 1.0},
+            "anchor": {
+                "adapter": str(folder / "anchor"),
+                "weight": 0.5,
+                "share": 1.0,
+                "guidance_scale": 1.0,
+            },
             "cold_start": {"adapter": str(folder / "student")},
             "prompts": [{"path": str(folder / "prompts.jsonl")}],
             "prompts_per_round": PROMPTS,
+            "state_weights": "transition",
             "sampling": {"num_steps": STEPS, "stochastic_steps": [0, 1], "guidance_scale": 1.0},
             "optimizer": {"learning_rate": 1e-3},
         }

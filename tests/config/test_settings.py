@@ -100,7 +100,7 @@ def test_words_agree_with_the_registries() -> None:
 
 
 def test_weights_of_states_are_a_word_or_a_section() -> None:
-    assert from_values(DISTILL, DistillSettings).state_weights.name == "transition"
+    assert from_values(DISTILL, DistillSettings).state_weights.name == "velocity"
     word = from_values(DISTILL, DistillSettings, ["state_weights=x0"])
     assert word.state_weights == NamedStateWeights(name="x0")
     own = {"sampling": {"num_steps": 3}, "state_weights": {"name": "custom", "values": [1, 0.5, 0]}}

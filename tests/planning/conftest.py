@@ -38,7 +38,7 @@ class Disk:
                 },
                 {"name": "b", "tasks": ["signs"], "adapter": str(self.adapters["b"]), "guidance_scale": 2.0},
             ],
-            "anchor": {"adapter": str(self.adapters["c"]), "guidance_scale": 1.0},
+            "anchor": {"adapter": str(self.adapters["c"]), "share": 1.0, "guidance_scale": 1.0},
             "cold_start": {"adapter": str(self.adapters["wide"])},
             "prompts": [{"path": "asset:prompts/train/text.jsonl"}],
             "prompts_per_round": 8,

@@ -38,7 +38,7 @@ def test_without_an_anchor_there_is_none(disk) -> None:
 
 
 def test_an_anchor_that_is_a_teacher_is_no_further_adapter(disk) -> None:
-    job = distillation(disk.distillation(anchor={"teacher": "a"}))
+    job = distillation(disk.distillation(anchor={"teacher": "a", "share": 1.0}))
     assert set(job.forms) == {"a", "b", "student"}
     assert job.work.anchor == 24
 

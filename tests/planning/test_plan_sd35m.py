@@ -54,7 +54,7 @@ def settings(**changes: Any) -> DistillSettings:
         },
         "embeddings": {},
         "teachers": [*named, quality],
-        "anchor": {"teacher": "quality", "guidance_scale": 4.5},
+        "anchor": {"teacher": "quality", "share": 1.0, "guidance_scale": 4.5},
         "cold_start": {"merge": {"name": "svd", "rank": 32}},
         "prompts": [{"path": "data/prompts.jsonl"}],
         "prompts_per_round": 32,

@@ -34,9 +34,9 @@ class AnchorSettings(Settings):
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
     """lambda, weight of the gap to the anchor beside that to the teachers."""
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    share: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
-    pull is the same in expectation and costs a fraction."""
+    pull is the same in expectation and costs a fraction. 1 asks everywhere, as published."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -111,9 +111,9 @@ class DistillSettings(Settings):
     """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
     """Training prompts of all tasks."""
-    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
-    """'velocity', 'transition', 'sde', 'x0' or 'custom': what a gap in velocity counts at each state; a word,
-    or a section with its name."""
+    state_weights: StateWeightsSpec = NamedStateWeights(name="velocity")
+    """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': what a gap in velocity counts at each
+    state; a word, or a section with its name."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
