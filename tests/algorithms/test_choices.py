@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,23 @@ import torch
 from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.algorithms.opd import direct_opd, policy_gradient_opd
 from flow_opd.config.common import OptimizerSettings
+from flow_opd.config.reader import from_values
+from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
+from flow_opd.flow.weights import (
+    StateWeights,
+    given_weights,
+    noisy_weights,
+    transition_weights,
+    velocity_weights,
+    x0_weights,
+)
 from flow_opd.objectives.velocity_gap import VelocityGap
 from flow_opd.objectives.weighted import WeightedTerms
 from flow_opd.rollout.corrections import CorrectedRollouts
-from flow_opd.rollout.groups import GroupSampling
+from flow_opd.rollout.groups import GroupRollouts, GroupSampling
 from flow_opd.rollout.walk_batches import WalkBatches
+from flow_opd.stages.teacher import algorithm_of
 from flow_opd.training.trainer import LoopSettings, Trainer
 from tiny import REDNESS, Recorder, Tiny
 
@@ -62,6 +74,34 @@ def test_each_algorithm_is_a_source_and_a_sum_of_terms(tiny: Tiny) -> None:
         policy_gradient_opd(tiny.policies(), tiny.walks(), correction="kl", **options)
     assert names(grpo(tiny, 0.0)) == [(1.0, "policy_gradient")]
     assert names(grpo(tiny, 0.3)) == [(1.0, "policy_gradient"), (0.3, "reference_kl")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (None, transition_weights),
+        ("transition", transition_weights),
+        ("velocity", velocity_weights),
+        ("x0", x0_weights),
+        ("sde", noisy_weights(0.7)),
+        ({"name": "custom", "values": [3, 1, 0]}, given_weights((3.0, 1.0, 0.0))),
+    ],
+)
+def test_a_teachers_state_weights_reach_its_advantages(tiny: Tiny, spec: Any, expected: StateWeights) -> None:
+    values = {
+        "run": {"out": "unused", "rounds": 1},
+        "base": {"path": "unused", "max_sequence_length": 0},
+        "prompts": [{"path": "unused"}],
+        "rewards": [{"name": "ocr"}],
+        "sampling": {"num_steps": 3},
+        **({} if spec is None else {"state_weights": spec}),
+    }
+    settings = from_values(values, TeacherSettings)
+    walks = tiny.walks()
+    source, _ = algorithm_of(settings, tiny.student, tiny.policy(None), tiny.backbone, walks, REDNESS)
+    assert isinstance(source, GroupRollouts)
+    found = source.sampling.state_weights(walks.schedule, walks.dynamics)
+    assert torch.equal(found, expected(walks.schedule, walks.dynamics))
 
 
 def test_the_anchor_is_listened_to_on_every_prompt(tiny: Tiny) -> None:

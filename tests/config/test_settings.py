@@ -110,6 +110,26 @@ def test_weights_of_states_are_a_word_or_a_section() -> None:
     assert weighted_states(word.state_weights, 10) == 10
 
 
+def test_a_teacher_has_the_same_weights_of_states() -> None:
+    assert from_values(TEACHER, TeacherSettings).state_weights.name == "transition"
+    assert from_values(TEACHER, TeacherSettings, ["state_weights=velocity"]).state_weights.name == "velocity"
+    own = {"name": "custom", "values": [0, 0.5, 1, 0]}  # 0 where nothing is trained
+    values = {"sampling": {"num_steps": 4}, "trained_steps": [1, 2], "state_weights": own}
+    settings = from_values(changed(TEACHER, values), TeacherSettings)
+    assert settings.state_weights == CustomStateWeights(name="custom", values=(0.0, 0.5, 1.0, 0.0))
+
+
+def test_a_trained_step_of_weight_zero_is_refused() -> None:
+    values = {"sampling": {"num_steps": 4}, "trained_steps": [1, 2]}
+    message = refusal(
+        TeacherSettings, changed(TEACHER, values), "state_weights={name: custom, values: [0, 1, 0, 0]}"
+    )
+    assert "step 2 is trained and has no weight in --set state_weights: 0.0" in message
+    assert "above 0 at the trained steps, 1 to 2" in message
+    assert "leave the step out of trained_steps, or raise its weight" in message
+    assert "problem" not in message, "the zeros at 0 and 3 are of steps that are not trained"
+
+
 def test_distillation_reads() -> None:
     settings = from_values(changed(DISTILL, {"anchor": {"teacher": "writer"}}), DistillSettings)
     assert settings.teacher_of_task() == {"composition": "composer", "text": "writer", "signs": "writer"}
@@ -242,6 +262,10 @@ def test_several_contradictions_come_at_once() -> None:
         (["rewards.0.tasks=[]"], "at least 1 item"),
         (["rewards.0.tasks=[text]", "task_shares={txt: 1}"], "do not match the rewards' tasks"),
         (["rewards.0.tasks=[a, b]", "groups_per_round=1"], "a round that cannot hold every task"),
+        (["state_weights=velocty"], "Did you mean 'velocity'?"),
+        (["state_weights={name: custom, values: [1, 2]}"], "weights for another number of steps"),
+        (["sampling.num_steps=3", "state_weights={name: custom, values: [1, 0, 1]}"], "has no weight"),
+        (["balanced_steps=true"], "unknown key 'balanced_steps'"),
         (["cold_start.merge=mean"], "a merge of nothing"),
         (["cold_start.adapter=x", "lora.rank=4"], "settings that would do nothing in"),
         (["rewards.0={name: geneval}"], "no detector"),

@@ -134,6 +134,7 @@ DISTILLATIONS: dict[str, dict[str, Any]] = {
 GRPO: dict[str, dict[str, Any]] = {
     "grpo": {},
     "grpo, one step of two": {"steps_per_round": 1, "updates_per_round": 2, "kl_weight": 0.0},
+    "grpo, weights of one's own": {"state_weights": {"name": "custom", "values": [1.0, 2.0, 0.0]}},
 }
 
 

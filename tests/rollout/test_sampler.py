@@ -11,7 +11,18 @@ from torch.distributions import Normal
 
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.schedule import make_schedule, without_noise
+from flow_opd.flow.weights import (
+    STATE_WEIGHTS,
+    StateWeights,
+    given_weights,
+    noisy_weights,
+    step_response,
+    transition_weights,
+    velocity_weights,
+    x0_weights,
+)
+from flow_opd.protocols import Dynamics
 from flow_opd.rewards.table import TrainingReward, TrainingRewards
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
 from flow_opd.rollout.sampler import (
@@ -22,7 +33,7 @@ from flow_opd.rollout.sampler import (
     schedule_rows,
     steps_with_density,
 )
-from flow_opd.rollout.transitions import balanced_weights, join_rollouts, transitions
+from flow_opd.rollout.transitions import advantage_weights, join_rollouts, transitions
 from flow_opd.types import Prompt, RewardScores, Rollout, TransitionBatch
 from tiny import PROMPTS, REDNESS, SHAPE, SIGN, GaussianFlow, Tiny, unconditional
 
@@ -229,11 +240,11 @@ def test_advantages_are_cut_before_steps_are_weighed(tiny: Tiny) -> None:
             steps_of_round=lambda index: range(2),
             advantages=lambda scores: torch.tensor([9.0, -9.0, 1.0, -0.5]),
             advantage_clip=5.0,
-            balanced_steps=True,
+            state_weights=velocity_weights,
         ),
     )
     (update,) = source.round(0)
-    weights = balanced_weights(source.walks.schedule, sde_step, range(2))
+    weights = advantage_weights(source.walks.schedule, sde_step, range(2), velocity_weights)
     assert weights.max() > 1.3 > 0.7 > weights[:2].min()
     for batch, weight in zip(update, weights.tolist(), strict=False):
         assert batch.advantage is not None
@@ -273,21 +284,51 @@ def test_every_reward_is_read_over_the_images_that_it_judged(tiny: Tiny) -> None
     assert batch.advantage.tolist() == pytest.approx([-1, 1, 0, 0], abs=2e-4)
 
 
-def test_balanced_weights_by_hand() -> None:
+# sigma .8 -> .5: g = 1.4, std = 1.4 sqrt(.3), d mean / d v = .3 (1 + 1.96 * .2 / 1.6)
+# sigma .5 -> .2: g =  .7, std =  .7 sqrt(.3), d mean / d v = .3 (1 +  .49 * .5 / 1.0)
+# The responses are alike, so sqrt(w) is half as large at the first: sqrt(1 / w) is as 2 to 1.
+@pytest.mark.parametrize(
+    ("weights", "first", "second"),
+    [
+        (velocity_weights, 2.0, 1.0),
+        (x0_weights, 2 * 0.8, 0.5),
+        (given_weights((0.0, 9.0, 4.0, 0.0)), 2 * 3.0, 2.0),
+        (transition_weights, 1.0, 1.0),
+    ],
+)
+def test_weights_of_advantages_by_hand(weights: StateWeights, first: float, second: float) -> None:
     schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
-    weights = balanced_weights(schedule, sde_step, [1, 2])
-    # sigma .8 -> .5: g = 1.4, std = 1.4 sqrt(.3), d mean / d v = .3 (1 + 1.96 * .2 / 1.6)
-    # sigma .5 -> .2: g =  .7, std =  .7 sqrt(.3), d mean / d v = .3 (1 +  .49 * .5 / 1.0)
-    first, second = 1.4 * 0.3**0.5 / (0.3 * 1.245), 0.7 * 0.3**0.5 / (0.3 * 1.245)
     mean = (first + second) / 2
-    assert weights.tolist() == pytest.approx([0, first / mean, second / mean, 0])
-    assert first / mean == pytest.approx(4 / 3)
+    found = advantage_weights(schedule, sde_step, [1, 2], weights)
+    assert found.tolist() == pytest.approx([0, first / mean, second / mean, 0])
 
 
-def test_balanced_advantages_give_every_step_the_same_size_of_gradient() -> None:
-    """The gradient of log pi with respect to the velocity, times the weight, varies equally on all steps."""
+@pytest.mark.parametrize("steps", [[0], [1, 2], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("dynamics", [sde_step, cps_step])
+def test_by_transition_weights_advantages_stay_to_the_bit(dynamics: Dynamics, steps: list[int]) -> None:
+    """Steps that a round does not train are quiet and count nothing; noise everywhere is the same choice."""
     schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
-    weights = balanced_weights(schedule, sde_step, range(3))
+    quiet = without_noise(schedule, {0, 1, 2} - set(steps))
+    for weights in (transition_weights, noisy_weights(0.7)):
+        found = advantage_weights(quiet, dynamics, steps, weights)
+        assert found.tolist() == [float(step in steps) for step in range(4)]
+
+
+@pytest.mark.parametrize("dynamics", [sde_step, cps_step])
+def test_velocity_weights_are_std_over_response(dynamics: Dynamics) -> None:
+    schedule = without_noise(make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3)), {1})
+    response, std = step_response(schedule, dynamics)
+    sizes = (std / response.abs())[[0, 2]]
+    found = advantage_weights(schedule, dynamics, [0, 2], velocity_weights)
+    torch.testing.assert_close(found[[0, 2]], sizes / sizes.mean(), rtol=1e-6, atol=0)
+    assert found[[1, 3]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["velocity", "x0", "transition"])
+def test_a_step_counts_as_much_as_its_state_weighs(name: str) -> None:
+    """The gradient of log pi with respect to the velocity, times the weight, has a variance as u."""
+    schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
+    weights = advantage_weights(schedule, sde_step, range(3), STATE_WEIGHTS.get(name))
     sizes = []
     for step in range(3):
         rows = schedule_rows(schedule, step, 4000)
@@ -297,4 +338,26 @@ def test_balanced_advantages_give_every_step_the_same_size_of_gradient() -> None
         taken = (gaussian.mean + gaussian.std * noise).detach()
         (gradient,) = torch.autograd.grad(log_prob_mean(gaussian, taken).sum(), velocity)
         sizes.append(float(gradient.std() * weights[step]))
-    assert sizes == pytest.approx([sizes[0]] * 3, rel=0.05)
+    roots = STATE_WEIGHTS.get(name)(schedule, sde_step)[:3].sqrt().tolist()
+    expected = [root * sizes[0] / roots[0] for root in roots]
+    assert sizes == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("weights", [transition_weights, velocity_weights, given_weights((1.0, 7.0, 0.0))])
+def test_state_weights_weigh_advantages_and_leave_the_kl(tiny: Tiny, weights: StateWeights) -> None:
+    def rows(**choice: StateWeights) -> list[TransitionBatch]:
+        sampling = GroupSampling(group_size=4, steps_of_round=lambda index: range(2), **choice)
+        walks = tiny.walks(prompts=2)
+        (update,) = GroupRollouts(tiny.student, tiny.backbone, walks, REDNESS, sampling).round(0)
+        return list(update)
+
+    schedule = tiny.walks().schedule
+    factors = advantage_weights(schedule, sde_step, range(2), weights)
+    assert (factors[0] == factors[1]) == (weights is transition_weights)
+    kl = transition_weights(schedule, sde_step)
+    for step, (plain, weighed) in enumerate(zip(rows(), rows(state_weights=weights), strict=True)):
+        assert plain.advantage is not None
+        assert weighed.advantage is not None
+        assert weighed.weight is not None
+        assert torch.equal(weighed.advantage, plain.advantage * factors[step])
+        assert weighed.weight.tolist() == [kl[step].item()] * 8

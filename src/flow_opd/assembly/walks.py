@@ -81,12 +81,13 @@ def build_walks(
         ),
         dynamics=DYNAMICS.get(sampling.dynamics),
         micro_batch_size=micro_batch_size,
-        state_weights=scaled(_state_weights(weights, sampling.noise_level)),
+        state_weights=scaled(relative_weights(weights, sampling.noise_level)),
         processes=processes,
     )
 
 
-def _state_weights(spec: StateWeightsSpec, noise_level: float) -> StateWeights:
+def relative_weights(spec: StateWeightsSpec, noise_level: float) -> StateWeights:
+    """Returns the weights of the states that `spec` names, not yet scaled; 'sde' reads the noise level."""
     if isinstance(spec, CustomStateWeights):
         return given_weights(spec.values)
     return noisy_weights(noise_level) if spec.name == "sde" else STATE_WEIGHTS.get(spec.name)

@@ -70,7 +70,8 @@ class SFTSettings(Settings):
     micro_batch_size: PositiveInt = 32
     """Images of one forward and backward pass; it changes memory, not results."""
     sigmas: SigmasSpec = UniformShiftedSigmas()
-    """'uniform-shifted' or 'logit-normal': how noise levels are drawn; a word, or a section with its name."""
+    """'uniform-shifted' or 'logit-normal': how noise levels are drawn; a word, or a section with its name.
+    How often a level is drawn is its weight: here this is the choice that `state_weights` is elsewhere."""
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of images learnt under the empty prompt, for a student that is guided later; else 0."""
     optimizer: OptimizerSettings = OptimizerSettings()

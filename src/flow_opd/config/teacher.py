@@ -31,6 +31,12 @@ from flow_opd.config.common import (
     duplicates,
 )
 from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.state_weights import (
+    CustomStateWeights,
+    NamedStateWeights,
+    StateWeightsSpec,
+    state_weights_problems,
+)
 from flow_opd.config.tasks import task_problems
 
 
@@ -76,14 +82,16 @@ class TeacherSettings(Settings):
     """Steps that are trained: all 'stochastic' ones, or a window [first, last] of them, both included."""
     steps_per_round: PositiveInt | None = None
     """So many of the trained steps, drawn at random each round; the others add no noise then. Null: all."""
-    balanced_steps: bool = False
-    """Weighs advantages so that a velocity counts equally at every noise level; else the late ones decide."""
+    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
+    """'velocity', 'transition', 'sde', 'x0' or 'custom': how much each trained step counts; a word, or a
+    section with its name. It weighs the advantages, not the KL to the base. 'transition' leaves them as they
+    are, and the late steps decide; as 'sde' does, since every trained step adds noise."""
     micro_batch_size: PositiveInt = 32
     """Transitions of one forward and backward pass; it changes memory, not results."""
     clip_range: PositiveFloat = 1e-4
     """PPO clip of the ratio, whose log is a mean over latent dimensions."""
     kl_weight: NonNegativeFloat = 0.0
-    """beta, weight of the transition KL to the base."""
+    """beta, weight of the transition KL to the base, whatever `state_weights` says."""
     advantage_clip: PositiveFloat = 5.0
     """Advantages are cut to this size, in standard deviations, before steps are weighed."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -103,6 +111,7 @@ class TeacherSettings(Settings):
     def _fields_agree(self) -> TeacherSettings:
         problems = [
             *self._step_problems(),
+            *self._weight_problems(),
             *self._task_problems(),
             *lora_problems(self.lora, self.cold_start),
         ]
@@ -137,6 +146,26 @@ class TeacherSettings(Settings):
         tasks = {task for each in named for task in each}
         prompts, shares = self.groups_per_round, self.task_shares
         return task_problems(tasks, shares, prompts=prompts, key="groups_per_round", of="rewards")
+
+    def _weight_problems(self) -> list[Problem]:
+        """Checks weights of one's own: one for each step, and above 0 where a step is trained."""
+        spec, (first, stop) = self.state_weights, self.trained_range()
+        wrong = state_weights_problems(spec, self.sampling.num_steps)
+        if wrong or not isinstance(spec, CustomStateWeights):
+            return wrong
+        allowed = f"above 0 at the trained steps, {first} to {stop - 1}"
+        fix = "leave the step out of trained_steps, or raise its weight"
+        return [
+            Problem(
+                ("state_weights", "values", step),
+                f"step {step} is trained and has no weight",
+                value,
+                allowed,
+                fix,
+            )
+            for step, value in enumerate(spec.values)
+            if first <= step < stop and value == 0
+        ]
 
     def _step_problems(self) -> list[Problem]:
         problems: list[Problem] = []

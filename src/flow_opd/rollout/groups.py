@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flow_opd.flow.advantages import RoundScores, advantages_of_the_sum
 from flow_opd.flow.schedule import without_noise
+from flow_opd.flow.weights import StateWeights, transition_weights
 from flow_opd.protocols import Backbone, Scorer, VelocityField
 from flow_opd.rollout.sampler import Repeatable, WalkNoise, micro_rows, rollout
 from flow_opd.rollout.transitions import (
-    balanced_weights,
+    advantage_weights,
     join_rollouts,
     shares_of_updates,
     transitions,
@@ -35,7 +36,7 @@ class GroupSampling:
     so that a reward is owed to the steps that it trains."""
     advantages: Callable[[RoundScores], Tensor] = advantages_of_the_sum
     advantage_clip: float = 5.0  # advantages are cut to this size, before they are weighed
-    balanced_steps: bool = False  # whether advantages are weighed by `balanced_weights`
+    state_weights: StateWeights = transition_weights  # how much each trained step counts, `advantage_weights`
     updates_per_round: int = 1  # optimizer steps that share the images
 
 
@@ -90,9 +91,9 @@ class GroupRollouts:
         clip = self.sampling.advantage_clip
         advantages = self.sampling.advantages(scores)[list(own)].clamp(-clip, clip)
         joined = join_rollouts([part for part, _ in parts])
-        dense = advantages[:, None].expand(-1, len(joined.schedule))
-        if self.sampling.balanced_steps:
-            dense = dense * balanced_weights(joined.schedule, self.walks.dynamics, steps)
+        dense = advantages[:, None] * advantage_weights(
+            joined.schedule, self.walks.dynamics, steps, self.sampling.state_weights
+        )
         for share in shares_of_updates(own, len(prompts), self.sampling.updates_per_round):
             yield Repeatable(
                 partial(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flow_opd.flow.weights import step_response
+from flow_opd.flow.weights import StateWeights, transition_weights
 from flow_opd.protocols import Dynamics
 from flow_opd.rollout.sampler import micro_rows, schedule_rows
 from flow_opd.types import Conditioning, Rollout, Schedule, TransitionBatch
@@ -74,23 +74,37 @@ def shares_of_updates(own: Sequence[int], total: int, updates: int) -> Iterator[
         yield [place for place, row in enumerate(own) if row in rows]
 
 
-def balanced_weights(schedule: Schedule, dynamics: Dynamics, steps: Sequence[int]) -> Tensor:
-    """Returns weights of the advantages, [T], under which a velocity counts equally at every trained step.
+def advantage_weights(
+    schedule: Schedule, dynamics: Dynamics, steps: Sequence[int], state_weights: StateWeights
+) -> Tensor:
+    """Returns what the advantages of each step are multiplied by, [T], so that it counts as its state weighs.
 
-        w_t = std_t / |d mean_t / d v|,   scaled to a mean of 1 over `steps`; 0 elsewhere
+        sqrt(u_t / w_t) with w_t = (d mean_t / d v)^2 / (2 std_t^2),   scaled to a mean of 1 over `steps`;
+        0 elsewhere
 
-    The score of a step with respect to the velocity is (d mean / d v) / std times a standard normal. It
-    grows as the noise shrinks: on a grid of 8 steps with shift 3 the fifth step has 34 times the gradient
-    variance of the first, and decides the update alone.
+    u_t is the state's weight, w_t that of the transition KL. The score of a step with respect to the velocity
+    is (d mean / d v) / std times a standard normal, so its variance is 2 w_t; multiplied by this it is in
+    proportion to u_t, as the weight of the squared gap is in a distillation.
 
-    Source: the noise-aware weighting of TempFlow-GRPO, arXiv 2508.04324. Differs: it takes std_t alone.
+    Transition weights give exactly 1: a policy gradient as it comes. There w_t grows as the noise shrinks: on
+    a grid of 8 steps with shift 3 the fifth step has 34 times the gradient variance of the first, and decides
+    the update alone. Velocity weights give std_t / |d mean_t / d v|, and a velocity counts equally at every
+    trained step; x0 weights give sigma_t times that.
+
+    It is for advantages alone. A KL to the base keeps its transition weights, so that beta is the weight of a
+    KL whatever the states count.
+
+    Source: by velocity weights, the noise-aware weighting of TempFlow-GRPO, arXiv 2508.04324. Differs: it
+    takes std_t alone.
 
     Args:
-        schedule: of the rollout.
+        schedule: of the rollout; steps that are not trained may be quiet.
         dynamics: turns a velocity into the Gaussian of a step.
-        steps: trained steps, all with a std above 0.
+        steps: trained steps, all with a std and a state weight above 0.
+        state_weights: relative weights of the states.
     """
-    response, std = step_response(schedule, dynamics)
-    weights, chosen = torch.zeros(len(schedule)), list(steps)
-    weights[chosen] = std[chosen] / response[chosen].abs()
+    chosen = list(steps)
+    counts, own = (each(schedule, dynamics)[chosen] for each in (state_weights, transition_weights))
+    weights = torch.zeros(len(schedule))
+    weights[chosen] = (counts / own).sqrt()
     return weights * (len(chosen) / weights.sum())

@@ -139,6 +139,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
             "group_size": max(2, rows),  # a group of one has no spread
             "trained_steps": "stochastic",
             "steps_per_round": None,
+            "state_weights": NamedStateWeights(name="transition"),  # own ones are for more steps
             "updates_per_round": 1,
             "micro_batch_size": rows,
         }

@@ -27,7 +27,7 @@ from flow_opd.assembly.training import (
     save_student,
     train,
 )
-from flow_opd.assembly.walks import build_walks
+from flow_opd.assembly.walks import build_walks, relative_weights
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.advantages import NORMALIZATIONS
@@ -70,7 +70,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         encoder,
         groups,
         settings.sampling,
-        weights=NamedStateWeights(name="transition"),
+        weights=NamedStateWeights(name="transition"),  # of the KL to the base, which beta is the weight of
         seed=seed,
         micro_batch_size=settings.micro_batch_size,
         processes=processes,
@@ -132,7 +132,7 @@ def algorithm_of(
             round_spread=settings.advantage_spread == "round",
         ),
         advantage_clip=settings.advantage_clip,
-        balanced_steps=settings.balanced_steps,
+        state_weights=relative_weights(settings.state_weights, settings.sampling.noise_level),
         updates_per_round=settings.updates_per_round,
     )
     return flow_grpo(
