@@ -181,8 +181,8 @@ def own_scores(folder: Path) -> dict[str, list[float]]:
 def averages(runs: Sequence[Mapping[str, Scores]], bootstrap: Bootstrap) -> NDArray[np.float64]:
     """Returns the average score under resampled training seeds and prompts, [resamples].
 
-    Equally many runs meet the same resamples, so that differences are paired. Of S seeds S - 1 are drawn, as
-    `Bootstrap` does with prompts.
+    Runs of the same seeds meet the same resamples, so that differences are paired. Of S seeds S - 1 are drawn,
+    as `Bootstrap` does with prompts.
     """
     drawn = np.stack(
         [
@@ -205,19 +205,21 @@ def table(study: Study) -> None:
         for domain in DOMAINS
     }
     bootstrap = Bootstrap()
-    reference: NDArray[np.float64] | None = None
+    reference: dict[str, dict[str, Scores]] = {}
     for name, choice in CHOICES.items():
         folders = sorted(path.parent for path in (study.out / name).glob("*/scores.json"))
         if not folders:
             continue
-        runs = [study.scores(folder) for folder in folders]
-        drawn = averages(runs, bootstrap)
-        reference = drawn if reference is None else reference
-        means = {domain: float(np.mean([run[domain].mean for run in runs])) for domain in DOMAINS}
+        runs = {folder.name: study.scores(folder) for folder in folders}
+        reference = reference or runs
+        means = {domain: float(np.mean([run[domain].mean for run in runs.values()])) for domain in DOMAINS}
         average = sum(means[domain] / DIVISORS[domain] for domain in DOMAINS) / len(DOMAINS)
-        low, high = np.quantile(drawn - reference, bootstrap.tails)
         print(f"{name} ({choice.all_rounds()} rounds, {len(runs)} seeds): average {average:.4f}", end="")
-        print(f", to the first {(drawn - reference).mean():+.4f} ({low:+.4f} to {high:+.4f})")
+        if seeds := sorted(set(runs) & set(reference)):
+            own, first = (averages([each[seed] for seed in seeds], bootstrap) for each in (runs, reference))
+            low, high = np.quantile(own - first, bootstrap.tails)
+            print(f", to the first {(own - first).mean():+.4f} ({low:+.4f} to {high:+.4f})", end="")
+        print()
         kept = {domain: 100 * (means[domain] - base[domain]) / teachers[domain] for domain in DOMAINS}
         print(
             "   ", "  ".join(f"{domain} {means[domain]:.3f} kept {kept[domain]:.0f} %" for domain in DOMAINS)
