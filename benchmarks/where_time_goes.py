@@ -218,7 +218,8 @@ def start(asked: argparse.Namespace, folder: Path) -> str:
             importlib.import_module("flow_opd.cli")
         with meter.part("configuration"):
             settings = settings_of(asked.stage, asked.config or STAGES[asked.stage], asked.set, folder)
-        with meter.part(IMPORTS):
+        common = importlib.import_module("flow_opd.cli.common")
+        with meter.part(IMPORTS), common.uncollected():
             for place, name in LOADING.items():
                 meter.watch(place, name)
             for place in FIRST_WORK:
