@@ -181,8 +181,8 @@ def own_scores(folder: Path) -> dict[str, list[float]]:
 def averages(runs: Sequence[Mapping[str, Scores]], bootstrap: Bootstrap) -> NDArray[np.float64]:
     """Returns the average score under resampled training seeds and prompts, [resamples].
 
-    Runs of the same seeds meet the same resamples, so that differences are paired. Of S seeds S - 1 are drawn,
-    as `Bootstrap` does with prompts.
+    Runs of the same seeds meet the same resamples, so that differences are paired. Of S seeds S - 1 are
+    drawn, as `Bootstrap` does with prompts.
     """
     drawn = np.stack(
         [

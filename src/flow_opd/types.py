@@ -74,6 +74,10 @@ class Schedule:
     def __len__(self) -> int:
         return self.noise_levels.shape[0]
 
+    def is_noisy_before(self, index: int) -> bool:
+        """Says whether a step before `index` adds noise; until one does, equal starts stay equal."""
+        return bool((self.noise_levels[:index] > 0).any())
+
     def step(self, index: int) -> tuple[float, float, float]:
         """Returns sigma, sigma_next and the noise level of step `index`."""
         sigma, sigma_next = self.sigmas[index : index + 2].tolist()
@@ -97,11 +101,16 @@ class Rollout:
     schedule: Schedule
     latents: Tensor  # [B, T + 1, C, H, W]
     log_prob_mean: Tensor  # [B, T], under the behaviour policy, mean over latent dimensions; 0 where std = 0
+    starts: tuple[int, ...] | None = None  # B; rows of one number share start and prompt; None: none do
 
     @property
     def x0(self) -> Tensor:
         """The clean latents at the end, [B, C, H, W]."""
         return self.latents[:, -1]
+
+    def alike(self, step: int) -> tuple[int, ...] | None:
+        """Returns numbers, B: rows of one number have the same state at `step`; None: no two are known to."""
+        return None if self.schedule.is_noisy_before(step) else self.starts
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class TransitionBatch:
     next_latents: Tensor | None = None  # [M, C, H, W], the sampled successor
     behaviour_log_prob: Tensor | None = None  # [M], mean over latent dimensions
     advantage: Tensor | None = None  # [M]
+    alike: tuple[int, ...] | None = None  # M; rows of one number have the same state and prompt
 
     def __len__(self) -> int:
         return self.latents.shape[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from flow_opd.algorithms.grpo import flow_grpo
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule, without_noise
@@ -22,7 +24,7 @@ from flow_opd.flow.weights import (
     velocity_weights,
     x0_weights,
 )
-from flow_opd.protocols import Dynamics
+from flow_opd.protocols import Dynamics, VelocityField
 from flow_opd.rewards.table import TrainingReward, TrainingRewards
 from flow_opd.rollout.groups import GroupRollouts, GroupSampling
 from flow_opd.rollout.sampler import (
@@ -34,7 +36,7 @@ from flow_opd.rollout.sampler import (
     steps_with_density,
 )
 from flow_opd.rollout.transitions import advantage_weights, join_rollouts, transitions
-from flow_opd.types import Prompt, RewardScores, Rollout, TransitionBatch
+from flow_opd.types import Conditioning, Prompt, RewardScores, Rollout, TransitionBatch
 from tiny import PROMPTS, REDNESS, SHAPE, SIGN, GaussianFlow, Tiny, unconditional
 
 FLOW = GaussianFlow(mean=0.5, std=0.8)
@@ -361,3 +363,107 @@ def test_state_weights_weigh_advantages_and_leave_the_kl(tiny: Tiny, weights: St
         assert weighed.weight is not None
         assert torch.equal(weighed.advantage, plain.advantage * factors[step])
         assert weighed.weight.tolist() == [kl[step].item()] * 8
+
+
+class Counted:
+    """A field that notes how many rows it was asked for, call by call, without and with gradients."""
+
+    def __init__(self, field: VelocityField) -> None:
+        self.field = field
+        self.rows: dict[bool, list[int]] = {False: [], True: []}
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows[torch.is_grad_enabled()].append(len(latents))
+        return self.field.velocity(latents, sigma, conditioning)
+
+
+class Alone:
+    """A reward that judges a picture by its own brightness, so that the images of a group differ."""
+
+    name, scale, judge = "alone", (0.0, 1.0), "brightness"
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+        return RewardScores(
+            self.name, images.mean((1, 2, 3)), torch.ones(len(prompts), dtype=torch.bool), self.scale
+        )
+
+
+def shared_round(
+    tiny: Tiny, field: VelocityField, *, shared: bool, micro_batch_size: int = 8
+) -> tuple[list[TransitionBatch], dict[str, Tensor]]:
+    """A round of two groups whose second and third step are trained: its micro-batches and gradients."""
+    source, objective = flow_grpo(
+        field,
+        tiny.policy(None),
+        tiny.backbone,
+        tiny.walks(prompts=2, num_steps=4, micro_batch_size=micro_batch_size),
+        TrainingRewards([TrainingReward(Alone())]),
+        GroupSampling(
+            group_size=4, shared_start=True, steps_of_round=lambda index: [1, 2], drawn_from=range(3)
+        ),
+        clip_range=1e-4,
+        kl_weight=0.0,
+    )
+    (update,) = source.round(0)
+    batches = [batch if shared else replace(batch, alike=None) for batch in update]
+    for parameter in tiny.parameters.values():
+        parameter.grad = None
+    for batch in batches:
+        objective(batch).total.backward()  # type: ignore[no-untyped-call]
+    found = {name: each.grad.clone() for name, each in tiny.parameters.items() if each.grad is not None}
+    return batches, found
+
+
+def test_a_group_is_asked_once_until_noise_parts_it(tiny: Tiny) -> None:
+    counted = Counted(tiny.student)
+    shared_round(tiny, counted, shared=True)
+    assert counted.rows[False] == [2, 2, 8, 8], "two groups of four: step 1 adds the first noise"
+    assert counted.rows[True] == [2, 8]
+
+
+def test_micro_batches_that_cut_a_group_ask_for_their_own_part_of_it(tiny: Tiny) -> None:
+    counted = Counted(tiny.student)
+    shared_round(tiny, counted, shared=True, micro_batch_size=6)
+    assert counted.rows[False] == [2, 2, 6, 6, 1, 1, 2, 2]
+    assert counted.rows[True] == [2, 1, 6, 2]
+
+
+def test_asking_a_group_once_changes_neither_states_nor_gradients(tiny: Tiny) -> None:
+    once, gradients = shared_round(tiny, tiny.student, shared=True)
+    every, expected = shared_round(tiny, tiny.student, shared=False)
+    assert once[0].alike == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert once[1].alike is None
+    for ours, theirs in zip(once, every, strict=True):
+        assert torch.equal(ours.latents, theirs.latents)
+    assert gradients.keys() == expected.keys()
+    assert max(float(each.abs().max()) for each in expected.values()) > 1e-3
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_shared_walk_is_the_walk_of_every_row(tiny: Tiny) -> None:
+    walks = tiny.walks(num_steps=4)
+    conditioning = tiny.backbone.encode_prompts([PROMPTS[row] for row in (0, 1, 0, 1)])
+
+    def walked(starts: tuple[int, ...] | None) -> Rollout:
+        return rollout(
+            tiny.student,
+            conditioning,
+            [PROMPTS[row] for row in (0, 1, 0, 1)],
+            schedule=walks.schedule,
+            dynamics=walks.dynamics,
+            noise=WalkNoise(
+                tiny.backbone.latent_shape,
+                walks.schedule,
+                seeds(0, 1, 2, 3),
+                torch.device("cpu"),
+                starts=seeds(7, 8, 7, 8),
+            ),
+            starts=starts,
+        )
+
+    together, apart = walked((7, 8, 7, 8)), walked(None)
+    torch.testing.assert_close(together.latents, apart.latents, rtol=1e-6, atol=1e-6)
+    assert together.alike(0) == (7, 8, 7, 8)
+    assert together.alike(1) is None
+    assert apart.alike(0) is None

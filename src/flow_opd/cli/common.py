@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +69,23 @@ Keys = Annotated[
 ]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps the garbage collector away from what is made inside, now and later.
+
+    Modules stay until the end. The collector goes through all that the libraries have made again and again
+    while they are imported, and once more whenever it looks at everything afterwards.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
+
+
 def run_stage(
     stage: str,
     source: Path | Mapping[str, Any],
@@ -85,7 +104,9 @@ def run_stage(
 
             typer.echo(to_yaml(settings), nl=False)
             return
-        result: Path = importlib.import_module(f"flow_opd.stages.{stage}").run(settings, resume=resume)
+        with uncollected():
+            module = importlib.import_module(f"flow_opd.stages.{stage}")
+        result: Path = module.run(settings, resume=resume)
         from flow_opd.processes import is_first_launched  # here, as it takes torch along
 
         if is_first_launched():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flow_opd.cli.common import uncollected
 from flow_opd.console import user_errors
 
 
@@ -32,7 +33,9 @@ def plan(
         from flow_opd.config.locations import ASSET, locate
         from flow_opd.config.plan import PlanSettings
         from flow_opd.config.reader import from_values
-        from flow_opd.stages.plan import run
+
+        with uncollected():
+            from flow_opd.stages.plan import run
 
         assumed = from_values({"utilisation": utilisation, "processes": processes}, PlanSettings)
         file = locate(config, key="CONFIG") if str(config).startswith(ASSET) else config

@@ -14,6 +14,8 @@ from flow_opd.protocols import Backbone, PromptEncoder, Reward, VelocityField
 from flow_opd.rollout.sampler import generate_latents, micro_rows
 from flow_opd.types import Prompt
 
+Shot = tuple[int, int]  # index of the prompt, and the seed
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -23,9 +25,13 @@ class EvaluationSet:
     prompts: tuple[Prompt, ...]
     seeds: tuple[int, ...]
 
-    def shots(self) -> list[tuple[int, int]]:
-        """Returns (prompt index, seed) of every image, prompts first."""
+    def shots(self) -> list[Shot]:
+        """Returns every image, prompts first."""
         return [(index, seed) for index in range(len(self.prompts)) for seed in self.seeds]
+
+    def first_shots(self, count: int) -> list[Shot]:
+        """Returns one image of each of the first `count` prompts, or of all if they are fewer."""
+        return [(index, self.seeds[0]) for index in range(min(count, len(self.prompts)))]
 
 
 class ImageSampler:
@@ -59,9 +65,7 @@ class ImageSampler:
         self.processes = processes
 
     @torch.no_grad()
-    def draw(
-        self, field: VelocityField, domain_set: EvaluationSet, shots: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def draw(self, field: VelocityField, domain_set: EvaluationSet, shots: Sequence[Shot]) -> Tensor:
         """Returns images in [0, 1], [B, 3, height, width], of the given shots of a set, on the CPU."""
         latents = generate_latents(
             field,
@@ -79,7 +83,7 @@ class ImageSampler:
         domain_set: EvaluationSet,
         rewards: Sequence[Reward],
         *,
-        on_batch: Callable[[int], None],
+        on_batch: Callable[[Sequence[Shot], Tensor], None],
     ) -> dict[str, list[float | None]]:
         """Returns metric -> scores of all shots of the set, None where a reward does not apply.
 
@@ -87,7 +91,7 @@ class ImageSampler:
             field: the policy.
             domain_set: what is drawn.
             rewards: each gives its value under its own name, and its parts under "name_part".
-            on_batch: called with the number of images after each batch.
+            on_batch: called after each batch with its shots and images, [B, 3, height, width].
         """
         shots = domain_set.shots()
         # A process without a share draws the first image for nothing: it has to know what is measured.
@@ -105,7 +109,7 @@ class ImageSampler:
                 for name, values in readings.items():
                     judged = torch.where(scores.valid, values, torch.nan)
                     table.setdefault(name, []).extend(judged.tolist())
-            on_batch(len(part))
+            on_batch(part, images)
         return {name: self._everybodys(values, len(shots)) for name, values in table.items()}
 
     def _everybodys(self, own: list[float], total: int) -> list[float | None]:
@@ -113,3 +117,32 @@ class ImageSampler:
         share = len(self.processes.rows(total))
         values = self.processes.gather_rows(torch.tensor(own[:share], dtype=torch.float64), total)
         return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+class Album:
+    """The images of the first prompts of each domain, kept while they are scored.
+
+    What was not scored here is drawn when it is asked for: another process's share, a cell that was finished
+    before, a domain that a row is not judged on. The batch that it is drawn in may change its last bits.
+    """
+
+    def __init__(self, sampler: ImageSampler, prompts: int) -> None:
+        """Takes what draws, and how many prompts of each domain are shown."""
+        self.sampler = sampler
+        self.prompts = prompts
+        self._kept: dict[tuple[str, str, Shot], Tensor] = {}
+
+    def keep(self, row: str, domain_set: EvaluationSet, shots: Sequence[Shot], images: Tensor) -> None:
+        """Keeps those of the images [B, 3, height, width] of a policy that will be shown."""
+        wanted = set(domain_set.first_shots(self.prompts))
+        for shot, image in zip(shots, images, strict=True):
+            if shot in wanted:
+                self._kept[row, domain_set.domain, shot] = image.clone()
+
+    def images(self, row: str, field: VelocityField, domain_set: EvaluationSet) -> Tensor:
+        """Returns the images of a policy in a domain that are shown, [N, 3, height, width]."""
+        shots = domain_set.first_shots(self.prompts)
+        missing = [shot for shot in shots if (row, domain_set.domain, shot) not in self._kept]
+        if missing:
+            self.keep(row, domain_set, missing, self.sampler.draw(field, domain_set, missing))
+        return torch.stack([self._kept[row, domain_set.domain, shot] for shot in shots])

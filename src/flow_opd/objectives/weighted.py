@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flow_opd.policies.alike import velocity_of_alike
 from flow_opd.protocols import Term, VelocityField
 from flow_opd.types import ImageBatch, LossOutput, TransitionBatch
 
@@ -26,7 +27,8 @@ class WeightedTerms:
         """
         velocity = batch.velocity
         if velocity is None:
-            velocity = self.student.velocity(batch.latents, batch.sigma, batch.conditioning)
+            alike = batch.alike if isinstance(batch, TransitionBatch) else None
+            velocity = velocity_of_alike(self.student, batch.latents, batch.sigma, batch.conditioning, alike)
         total = torch.zeros((), device=velocity.device)
         metrics: dict[str, Tensor] = {}
         for weight, term in self.terms:

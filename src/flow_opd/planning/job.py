@@ -92,7 +92,10 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
 
 
 def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
-    """Returns the cost of a Flow-GRPO teacher: B T rows walk, B images are decoded, B S rows are trained."""
+    """Returns the cost of a Flow-GRPO teacher: B T rows walk, B images are decoded, B S rows are trained.
+
+    With `shared_start` it is too much: what a group has in common is asked once, but counted per image.
+    """
     rows = settings.groups_per_round * settings.group_size
     updates = settings.updates_per_round
     trained = settings.steps_per_round or len(range(*settings.trained_range()))

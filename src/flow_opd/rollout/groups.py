@@ -111,9 +111,10 @@ class GroupRollouts:
         self, index: int, prompts: list[Prompt], conditioning: Conditioning, rows: range, schedule: Schedule
     ) -> tuple[Rollout, RewardTable]:
         chosen = [prompts[row] for row in rows]
+        groups = tuple(row // self.sampling.group_size for row in rows)
         drawn = rollout(
             self.student,
-            conditioning.rows([row // self.sampling.group_size for row in rows]),
+            conditioning.rows(groups),
             chosen,
             schedule=schedule,
             dynamics=self.walks.dynamics,
@@ -122,8 +123,9 @@ class GroupRollouts:
                 schedule,
                 [self.walks.seeder(index, row) for row in rows],
                 self.backbone.device,
-                starts=self._starts(index, rows) if self.sampling.shared_start else None,
+                starts=self._starts(index, groups) if self.sampling.shared_start else None,
             ),
+            starts=groups if self.sampling.shared_start else None,
         )
         return drawn, self.scorer.score(self.backbone.decode_latents(drawn.x0).cpu(), chosen)
 
@@ -142,9 +144,9 @@ class GroupRollouts:
             tasks=torch.tensor([tasks.index(prompt.task) for prompt in prompts]),
         )
 
-    def _starts(self, index: int, rows: range) -> list[torch.Generator]:
+    def _starts(self, index: int, groups: Sequence[int]) -> list[torch.Generator]:
         """Returns generators, [B], seeded by group below 0, where no trajectory has its number."""
-        return [self.walks.seeder(index, -1 - row // self.sampling.group_size) for row in rows]
+        return [self.walks.seeder(index, -1 - group) for group in groups]
 
 
 def _readings(scores: RoundScores, names: Sequence[str], group_size: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from flow_opd.flow.gaussian import log_prob_mean, sample
 from flow_opd.flow.weights import step_response
+from flow_opd.policies.alike import velocity_of_alike
 from flow_opd.protocols import Dynamics, VelocityField
 from flow_opd.types import Conditioning, Prompt, Rollout, Schedule, StepDistribution
 
@@ -100,6 +101,7 @@ def rollout(
     schedule: Schedule,
     dynamics: Dynamics,
     noise: WalkNoise,
+    starts: tuple[int, ...] | None = None,
 ) -> Rollout:
     """Returns the trajectories of `field`, one per row of `conditioning`, on the device of the noise.
 
@@ -109,6 +111,8 @@ def rollout(
         schedule: T steps; log-probabilities are kept where a step has a density.
         dynamics: turns a velocity into the Gaussian of a step.
         noise: of the B trajectories.
+        starts: B numbers; rows of one number share start and prompt, and are walked as one until the first
+            noise. None walks every row by itself.
     """
     state = noise.start
     conditioning = conditioning.to(state.device)
@@ -116,11 +120,15 @@ def rollout(
     states, log_probs = [state], []
     for step in range(len(schedule)):
         grid = schedule_rows(schedule, step, len(state), state.device)
-        gaussian = dynamics(state, field.velocity(state, grid[0], conditioning), *grid)
+        alike = None if schedule.is_noisy_before(step) else starts
+        velocity = velocity_of_alike(field, state, grid[0], conditioning, alike)
+        gaussian = dynamics(state, velocity, *grid)
         state = noise.after(gaussian, step)
         log_probs.append(log_prob_mean(gaussian, state) if step in dense else state.new_zeros(len(state)))
         states.append(state)
-    return Rollout(tuple(prompts), conditioning, schedule, torch.stack(states, 1), torch.stack(log_probs, 1))
+    return Rollout(
+        tuple(prompts), conditioning, schedule, torch.stack(states, 1), torch.stack(log_probs, 1), starts
+    )
 
 
 @torch.no_grad()

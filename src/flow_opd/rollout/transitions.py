@@ -21,6 +21,7 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
         parts[0].schedule,
         torch.cat([part.latents for part in parts]),
         torch.cat([part.log_prob_mean for part in parts]),
+        None if parts[0].starts is None else tuple(each for part in parts for each in part.starts or ()),
     )
 
 
@@ -45,6 +46,7 @@ def transitions(
     """
     for step in steps:
         weight = weights.tolist()[step]
+        alike = rollout.alike(step)
         for part in micro_rows(len(rows), micro_batch_size):
             index = [rows[i] for i in part]
             sigma, sigma_next, noise_level = schedule_rows(
@@ -60,6 +62,7 @@ def transitions(
                 next_latents=rollout.latents[index, step + 1],
                 behaviour_log_prob=rollout.log_prob_mean[index, step],
                 advantage=advantages[index, step],
+                alike=None if alike is None else tuple(alike[row] for row in index),
             )
 
 

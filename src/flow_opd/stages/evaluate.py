@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.assembly.adapters import load_lora
@@ -24,7 +25,7 @@ from flow_opd.assembly.training import open_run, record
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
-from flow_opd.evaluation.images import EvaluationSet, ImageSampler
+from flow_opd.evaluation.images import Album, EvaluationSet, ImageSampler, Shot
 from flow_opd.evaluation.intervals import Scores
 from flow_opd.evaluation.metrics import find_metric
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
@@ -102,10 +103,11 @@ def evaluate(
         processes=processes,
     )
     cells = Cells(folder / "scores", settings, resume=resume, processes=processes)
-    scores = _score_rows(settings, cells, sampler, policies, sets, rewards)
+    album = Album(sampler, settings.grid_prompts)
+    scores = _score_rows(settings, cells, album, policies, sets, rewards)
     if not processes.is_main:
         return folder
-    pictures = _pictures(settings, sampler, policies, sets)
+    pictures = _pictures(album, policies, sets)
     save_pictures(pictures, folder / "images")
     if pictures.rows:
         write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
@@ -184,12 +186,12 @@ def _policies(
 def _score_rows(
     settings: EvaluateSettings,
     cells: Cells,
-    sampler: ImageSampler,
+    album: Album,
     policies: Mapping[str, Policy],
     sets: Mapping[str, EvaluationSet],
     rewards: list[Reward],
 ) -> dict[str, dict[str, dict[str, Scores]]]:
-    """Returns row -> domain -> metric -> scores."""
+    """Returns row -> domain -> metric -> scores; the album keeps the images that it wants."""
     total = sum(len(sets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
     bar = ProgressBar("evaluation", total_steps=total, show=(), shown=cells.processes.is_main)
     done = 0
@@ -200,11 +202,16 @@ def _score_rows(
         done += images
         bar.on_update(done, {})
 
+    def seen(row: str, domain_set: EvaluationSet, shots: Sequence[Shot], images: Tensor) -> None:
+        album.keep(row, domain_set, shots, images)
+        advance(len(shots))
+
     for name in settings.rows:
         for domain in settings.domains_of(name):
             bar.rename(f"{name} on {domain}")
             domain_set, begun = sets[domain], done
-            work = partial(sampler.score, policies[name], domain_set, rewards, on_batch=advance)
+            drawn = partial(seen, name, domain_set)
+            work = partial(album.sampler.score, policies[name], domain_set, rewards, on_batch=drawn)
             table = cells.scores(name, domain, work)
             advance(begun + len(domain_set.shots()) - done)
             scores.setdefault(name, {})[domain] = as_scores(table, domain_set)
@@ -232,23 +239,19 @@ def as_scores(table: ScoreTable, domain_set: EvaluationSet) -> dict[str, Scores]
     }
 
 
-def _pictures(
-    settings: EvaluateSettings,
-    sampler: ImageSampler,
-    policies: Mapping[str, Policy],
-    sets: Mapping[str, EvaluationSet],
-) -> Pictures:
+def _pictures(album: Album, policies: Mapping[str, Policy], sets: Mapping[str, EvaluationSet]) -> Pictures:
     """Returns the first prompts of each domain under all rows, from the first seed."""
     rows = []
     for domain, domain_set in sets.items():
-        seed = domain_set.seeds[0]
-        shots = [(index, seed) for index in range(min(settings.grid_prompts, len(domain_set.prompts)))]
+        shots = domain_set.first_shots(album.prompts)
         if not shots:
             continue
-        drawn = torch.stack([sampler.draw(policy, domain_set, shots) for policy in policies.values()], dim=1)
+        drawn = torch.stack(
+            [album.images(name, policy, domain_set) for name, policy in policies.items()], dim=1
+        )
         pixels = (drawn * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
         rows += [
             PictureRow(domain_set.prompts[index].text, domain, seed, np.ascontiguousarray(pixels[place]))
-            for place, (index, _) in enumerate(shots)
+            for place, (index, seed) in enumerate(shots)
         ]
     return Pictures(tuple(policies), tuple(rows))

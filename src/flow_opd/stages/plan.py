@@ -137,6 +137,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
         update={
             "sampling": _short(settings.sampling),
             "group_size": max(2, rows),  # a group of one has no spread
+            "shared_start": False,  # every row of the micro-batch is to be computed
             "trained_steps": "stochastic",
             "steps_per_round": None,
             "state_weights": NamedStateWeights(name="transition"),  # own ones are for more steps
