@@ -307,6 +307,14 @@ def test_trained_steps_end_before_their_stop(steps: Any, window: Any, expected: 
         (["roles={base: base, student: studnet}"], "a role for an unknown row"),
         (["roles={base: base, student: student, baselines: [mix]}"], "a role for an unknown row"),
         (
+            ["roles={base: base, student: student, baselines: [writer, writer]}"],
+            "a baseline that has a role already",
+        ),
+        (
+            ["roles={base: base, student: student, baselines: [student]}"],
+            "a baseline that has a role already",
+        ),
+        (
             ["roles={base: base, student: student, teachers: {quality: writer}}"],
             "not evaluated on its domain",
         ),

@@ -145,6 +145,11 @@ class EvaluateSettings(Settings):
             for at, row in roles
             if row is not None and row not in self.rows
         ]
+        named = [self.roles.base, self.roles.student, self.roles.merge, *self.roles.teachers.values()]
+        for index, row in enumerate(self.roles.baselines):
+            if row in (*named, *self.roles.baselines[:index]):
+                what, allowed = "a baseline that has a role already", "rows of no other role, each once"
+                problems.append(Problem(("roles", "baselines", index), what, row, allowed, "remove it"))
         for domain, row in self.roles.teachers.items():
             at = ("roles", "teachers", domain)
             if domain not in self.domains:
