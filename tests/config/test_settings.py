@@ -99,6 +99,14 @@ def test_words_agree_with_the_registries() -> None:
     assert sorted({*words} - {"sde"}) == STATE_WEIGHTS.names()  # which reads the walk's noise level
 
 
+@pytest.mark.parametrize(("objective", "share"), [("direct-kl", 0.125), ("sampled-log-ratio", 1.0)])
+def test_an_anchor_is_asked_at_an_eighth_where_that_can_be(objective: str, share: float) -> None:
+    values = {**DISTILL, "anchor": {"teacher": "writer"}, "objective": objective}
+    settings = from_values(values, DistillSettings)
+    assert settings.anchor is not None
+    assert settings.anchor_share(settings.anchor) == share
+
+
 def test_weights_of_states_are_a_word_or_a_section() -> None:
     assert from_values(DISTILL, DistillSettings).state_weights.name == "velocity"
     word = from_values(DISTILL, DistillSettings, ["state_weights=x0"])

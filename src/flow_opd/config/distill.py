@@ -24,6 +24,8 @@ from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, s
 from flow_opd.config.tasks import task_problems
 from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
 
+ANCHOR_SHARE = 0.125  # harmless: docs/LOG.md, entries 9 and 10
+
 
 class AnchorSettings(Settings):
     """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
@@ -34,9 +36,10 @@ class AnchorSettings(Settings):
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
     """lambda, weight of the gap to the anchor beside that to the teachers."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.125
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
-    pull is the same in expectation and costs a fraction. 1 asks everywhere, as published."""
+    pull is the same in expectation and costs a fraction. 1 asks everywhere, as published; null takes an
+    eighth, or all where the objective is not 'direct-kl'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -137,6 +140,12 @@ class DistillSettings(Settings):
         """Returns task -> name of its teacher."""
         return teachers_by_task(self.teachers)
 
+    def anchor_share(self, anchor: AnchorSettings) -> float:
+        """Returns the share of the states at which an anchor is asked."""
+        if anchor.share is not None:
+            return anchor.share
+        return ANCHOR_SHARE if isinstance(self.objective, DirectKLSettings) else 1.0
+
     @model_validator(mode="after")
     def _fields_agree(self) -> DistillSettings:
         problems = [
@@ -181,14 +190,14 @@ class DistillSettings(Settings):
                     "choose stochastic dynamics, or the objective 'direct-kl'",
                 )
             )
-        if self.anchor is not None and self.anchor.share < 1:
+        if self.anchor is not None and self.anchor.share is not None and self.anchor.share < 1:
             problems.append(
                 Problem(
                     ("anchor", "share"),
                     f"objective {self.objective.name!r} asks the anchor at every state",
                     self.anchor.share,
                     "1",
-                    "leave it out, or choose the objective 'direct-kl'",
+                    "leave it out (null), or choose the objective 'direct-kl'",
                 )
             )
         return problems

@@ -72,7 +72,9 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
     if settings.anchor is not None:
-        asked = settings.anchor.share * (1 - _answered_by_teachers(settings, settings.anchor))
+        asked = settings.anchor_share(settings.anchor) * (
+            1 - _answered_by_teachers(settings, settings.anchor)
+        )
         work = replace(work, anchor=work.student * asked)
     named = {each.name: each.adapter for each in settings.teachers}
     if settings.anchor is not None and settings.anchor.adapter is not None:

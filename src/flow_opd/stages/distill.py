@@ -156,7 +156,7 @@ def policies_of(
 
 def _anchor(settings: DistillSettings, anchor: AnchorSettings, policy: Callable[..., Policy]) -> Target:
     """Returns the anchor; it is asked at a whole number of the states of each step."""
-    asked = max(1, round(anchor.share * settings.prompts_per_round))
+    asked = max(1, round(settings.anchor_share(anchor) * settings.prompts_per_round))
     return Target(
         "anchor_gap",
         policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale),
