@@ -93,8 +93,8 @@ def test_memory_settings_change_nothing_that_is_trained(
     frugal = ["compute.gradient_checkpointing=true", "compute.guidance_batching=sequential"]
     distill.run(distillation(tmp_path / "frugal", *guided, *frugal), resume=False)
     assert seen["base"].pipe.transformer.is_gradient_checkpointing
-    # The prompts of the round, and for each its teacher and the base that the target is away from, and for one
-    # of them the anchor; never both halves of guidance.
+    # The prompts of the round, and for each its teacher and the base, of which its target is made, and for
+    # one the anchor; never both halves of guidance.
     assert (max(seen[True]), max(seen[False])) == (4, 9)
     plain, other = (
         load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("plain", "frugal")

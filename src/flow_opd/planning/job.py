@@ -71,11 +71,10 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
         work = Work(
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
+    everywhere = 0.0  # states at which an anchor would be asked, were it asked at all of them
     if settings.anchor is not None:
-        asked = settings.anchor_share(settings.anchor) * (
-            1 - _answered_by_teachers(settings, settings.anchor)
-        )
-        work = replace(work, anchor=work.student * asked)
+        everywhere = work.student * (1 - _answered_by_teachers(settings, settings.anchor))
+        work = replace(work, anchor=everywhere * settings.anchor_share(settings.anchor))
     named = {each.name: each.adapter for each in settings.teachers}
     if settings.anchor is not None and settings.anchor.adapter is not None:
         named[anchor] = settings.anchor.adapter
@@ -85,7 +84,7 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
         forms=forms,
         trajectories=rows,
         work=work,
-        naive=replace(work, rollout=rows * steps / updates, decode=rows / updates),
+        naive=replace(work, anchor=everywhere, rollout=rows * steps / updates, decode=rows / updates),
         decodes=False,
         pipelines=len(forms),
         updates=settings.run.rounds * updates,
