@@ -17,6 +17,8 @@ from flow_opd.config.reader import read
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean, transition_kl
+from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.weights import transition_weights
 from flow_opd.training.ema import EMA
 from flow_opd.types import StepDistribution
 
@@ -130,6 +132,18 @@ def test_the_configurations_have_the_numbers_of_this_page() -> None:
         assert teacher.ema == EMASettings(decay=number(settings("EMA of the GRPO teachers")[2]), every=8)
     student = read(folder / "sd35m-opd.yaml", DistillSettings)
     assert student.ema == EMASettings(decay=number(settings("EMA of their OPD")[2]), every=8)
+
+
+def test_beta_on_the_grid_of_flux() -> None:
+    """Its ten steps at 512 pixels, shifted by exp(.63); all but the last are noisy."""
+    linear = torch.linspace(1, 0.1, 10, dtype=torch.float64)
+    shift = math.exp(0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256))
+    sigmas = torch.cat([shift / (shift + 1 / linear - 1), torch.zeros(1, dtype=torch.float64)])
+    schedule = make_schedule(sigmas.float(), noise_level=0.7, stochastic_steps=(0, 9))
+    ours = transition_weights(schedule, sde_step)[:9]
+    theirs = ours * (schedule.sigmas[:9] - schedule.sigmas[1:10])
+    beta = read(Path(__file__).parents[2] / "configs/flux1dev-teacher-text.yaml", TeacherSettings).kl_weight
+    assert beta == pytest.approx(0.04 * (theirs.sum() / ours.sum()).item(), rel=0.01)
 
 
 def test_lambda_and_the_clip_of_the_sde_carry_over(kls: tuple[Tensor, Tensor]) -> None:

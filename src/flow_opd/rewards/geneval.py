@@ -119,6 +119,10 @@ def continuous_score(objects: Objects, metadata: Mapping[str, Any], *, clamped: 
 
     Each requirement gives 1 - |n - found| / n, clamped at 0. One with a colour or a position gives a second
     credit: 0 where the number is wrong, else 1 - |n - rightly coloured| / n, or 1 / 0 for the position.
+
+    Differs: Flow-GRPO's score has no clamp at 0; `clamped=False` is theirs.
+
+    Source: the reward server of Flow-GRPO, arXiv 2505.05470.
     """
     groups: list[Sequence[Detection] | None] = []
     credits: list[float] = []
