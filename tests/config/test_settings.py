@@ -201,6 +201,10 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         (["state_weights={name: custom, values: []}"], "at least 1 item"),
         (["state_weights={name: custom, values: [1, 2]}"], "weights for another number of steps"),
         (["sampling.num_steps=3", "state_weights={name: custom, values: [0, 0, 0]}"], "no state counts"),
+        (
+            ["sampling.num_steps=3", "state_weights={name: custom, values: [1.0e+300, 1, 0]}"],
+            "a weight that vanishes beside the largest",
+        ),
         (["sampling.num_steps=3", "state_weights={name: custom, values: [1, -1, 0]}"], "equal to 0"),
         (["teachers.1.extrapolation=0.9"], "greater than or equal to 1"),
         (["anchor={teacher: writer, share: 0}"], "greater than 0"),

@@ -112,3 +112,10 @@ def test_a_step_is_linear_in_its_velocity() -> None:
         still, moved = (sde_step(x, velocity, *grid) for velocity in (torch.zeros_like(v), v))
         torch.testing.assert_close(moved.mean - still.mean, response[step] * v, rtol=1e-4, atol=1e-5)
         assert moved.std.item() == std[step]
+
+
+def test_given_weights_are_relative_at_any_size() -> None:
+    schedule = sd3((0, 1), steps=3)
+    usual = scaled(given_weights((1.0, 0.0, 2.0)))(schedule, sde_step)
+    for size in (1e-300, 1e300):
+        assert torch.equal(scaled(given_weights((size, 0.0, 2 * size)))(schedule, sde_step), usual)

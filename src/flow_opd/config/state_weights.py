@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flow_opd.config.base import NonNegativeFloat, Problem, Settings, named, refuse
 
+LEAST = 1e-6  # of the largest weight: what is smaller would be lost in float32
+
 
 class NamedStateWeights(Settings):
     """Weights that need no settings of their own."""
@@ -32,6 +34,15 @@ class CustomStateWeights(Settings):
         if not any(self.values):
             fix = "raise one of them"
             refuse([Problem(("values",), "no state counts", list(self.values), "one above 0", fix)])
+        least = max(self.values) * LEAST
+        what, allowed = "a weight that vanishes beside the largest", f"0, or {LEAST:g} of it and more"
+        refuse(
+            [
+                Problem(("values", index), what, value, allowed, "set it to 0, or raise it")
+                for index, value in enumerate(self.values)
+                if 0 < value < least
+            ]
+        )
         return self
 
 

@@ -72,7 +72,8 @@ def given_weights(values: tuple[float, ...]) -> StateWeights:
 
     def weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
         assert len(values) == len(schedule), (values, len(schedule))
-        return torch.tensor(values)
+        largest = max(values)  # in float64: relative weights may be of any size
+        return torch.tensor([value / largest for value in values])
 
     return weights
 
