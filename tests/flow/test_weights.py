@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flow_opd.flow.dynamics import cps_step, ode_step, sde_step
+from flow_opd.flow.dynamics import DYNAMICS, cps_step, ode_step, sde_step
 from flow_opd.flow.gaussian import sde_kl_weight, transition_kl
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.flow.weights import (
@@ -65,6 +65,8 @@ def test_sde_weights_do_not_depend_on_how_the_state_is_walked() -> None:
     schedule = sd3((0, 10))
     grid = (schedule.sigmas[:-1], schedule.sigmas[1:], schedule.noise_levels)
     torch.testing.assert_close(noisy, sde_kl_weight(*grid), rtol=1e-4, atol=0)
+    for name in ("ode", "cps"):
+        assert torch.equal(noisy_weights(0.7)(sd3(), DYNAMICS.get(name)), noisy)
 
 
 def test_x0_weights_count_a_gap_in_the_predicted_image() -> None:

@@ -123,7 +123,7 @@ def test_a_state_without_weight_is_walked_without_gradient_and_not_yielded(tiny:
     assert len(batches) == 2
     for batch, same in zip(batches, (whole[0], whole[2]), strict=True):
         assert torch.equal(batch.latents, same.latents)
-    assert [batch.weight.unique().item() for batch in batches if batch.weight is not None] == [1.0, 2.0]
+    assert [batch.weight.unique().item() for batch in batches if batch.weight is not None] == [0.5, 1.0]
 
 
 def test_an_update_can_be_gone_through_again(tiny: Tiny) -> None:

@@ -16,8 +16,8 @@ class NamedStateWeights(Settings):
 
     name: Literal["velocity", "transition", "sde", "x0"]
     """'velocity': a gap in velocity counts the same at every state; 'transition': the KL of the step as it is
-    walked, where a deterministic step counts dsigma^2 / 2; 'sde': the KL as if every step added noise; 'x0':
-    a gap in the predicted image counts the same."""
+    walked, where a deterministic step counts dsigma^2 / 2; 'sde': the KL of Flow-GRPO's SDE with noise in
+    every step, however it is walked; 'x0': a gap in the predicted image counts the same."""
 
 
 class CustomStateWeights(Settings):

@@ -85,7 +85,7 @@ class TeacherSettings(Settings):
     state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
     """'velocity', 'transition', 'sde', 'x0' or 'custom': how much each trained step counts; a word, or a
     section with its name. It weighs the advantages, not the KL to the base. 'transition' leaves them as they
-    are, and the late steps decide; as 'sde' does, since every trained step adds noise."""
+    are, and the late steps decide; so does 'sde' where the dynamics is the SDE."""
     micro_batch_size: PositiveInt = 32
     """Transitions of one forward and backward pass; it changes memory, not results."""
     clip_range: PositiveFloat = 1e-4

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flow_opd.flow.dynamics import sde_step
 from flow_opd.protocols import Dynamics
 from flow_opd.registry import Registry
 from flow_opd.types import Schedule
@@ -47,22 +48,34 @@ def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 
 @STATE_WEIGHTS.register("velocity")
 def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level."""
+    """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level.
+
+    Source: ours; flow matching with uniform weights, arXiv 2210.02747, at the sampler's own levels.
+    """
     return torch.ones(len(schedule))
 
 
 @STATE_WEIGHTS.register("x0")
 def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level."""
+    """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level.
+
+    Source: ours, from x0_hat's definition.
+    """
     return schedule.sigmas[:-1] ** 2
 
 
 def noisy_weights(noise_level: float) -> StateWeights:
-    """Returns the transition weights as if every step added noise of this level, however it is walked."""
+    """Returns the transition weights of Flow-GRPO's SDE with noise of this level in every step, [T].
+
+    They are the same however the states are walked: by the ODE, or by CPS, whose own weights a step to a tiny
+    level would have nearly all of.
+
+    Source: ours, of the SDE in `flow/dynamics.py:sde_step`.
+    """
 
     def weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
         everywhere = torch.full_like(schedule.noise_levels, noise_level)
-        return transition_weights(Schedule(schedule.sigmas, everywhere), dynamics)
+        return transition_weights(Schedule(schedule.sigmas, everywhere), sde_step)
 
     return weights
 

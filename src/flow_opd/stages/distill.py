@@ -155,13 +155,12 @@ def policies_of(
 
 
 def _anchor(settings: DistillSettings, anchor: AnchorSettings, policy: Callable[..., Policy]) -> Target:
-    """Returns the anchor; it is asked at a whole number of the states of each step."""
-    asked = max(1, round(settings.anchor_share(anchor) * settings.prompts_per_round))
+    """Returns the anchor, asked at its share of the states."""
     return Target(
         "anchor_gap",
         policy(adapter=anchor.teacher or ANCHOR, guidance_scale=anchor.guidance_scale),
         weight=anchor.weight,
-        share=asked / settings.prompts_per_round,
+        share=settings.anchor_share(anchor),
     )
 
 
