@@ -308,7 +308,7 @@ def test_weights_of_advantages_by_hand(weights: StateWeights, first: float, seco
 @pytest.mark.parametrize("steps", [[0], [1, 2], [0, 2], [0, 1, 2]])
 @pytest.mark.parametrize("dynamics", [sde_step, cps_step])
 def test_by_transition_weights_advantages_stay_to_the_bit(dynamics: Dynamics, steps: list[int]) -> None:
-    """Steps that a round does not train are quiet and count nothing; under the SDE its weights are the same."""
+    """Steps that a round does not train are quiet and count nothing; the SDE's own weights are the same."""
     schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
     quiet = without_noise(schedule, {0, 1, 2} - set(steps))
     same = [transition_weights, *([noisy_weights(0.7)] if dynamics is sde_step else [])]
