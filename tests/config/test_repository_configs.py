@@ -81,6 +81,17 @@ def test_the_update_is_the_same_on_any_number_of_cards(name: str) -> None:
     assert shares["text"] == shares["preference"] == shares["quality"]
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if any(each in name for each in ("-opd", "-mix", "teacher-composition"))]
+)
+def test_composition_has_the_published_mixture_of_tags(name: str) -> None:
+    shares = read(FOLDER / name, MODELS[name]).task_shares  # type: ignore[attr-defined]
+    tags = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
+    assert {task: share for task, share in shares.items() if "-" in task} == {
+        f"composition-{tag}": share for tag, share in tags.items()
+    }
+
+
 def forms_of(settings: Settings) -> dict[str, LoraForm]:
     if isinstance(settings, DistillSettings):
         return dict(distill_job(settings, student="student", anchor="anchor").forms)

@@ -91,6 +91,19 @@ def test_rewards_add_up_and_some_of_them_need_the_processor() -> None:
     assert (parts[2].flops, parts[2].bytes) == (0, 0)
 
 
+def test_a_reward_scores_the_images_of_its_tasks() -> None:
+    pick = PICKSCORE.model_copy(update={"tasks": ("preference",)})
+    ocr = OCRSettings(name="ocr", reader="page", tasks=("text", "signs"))
+    alone = read_scoring([PICKSCORE], rows=4, image_size=SIDE)
+    equal = read_scoring([pick, ocr], rows=4, image_size=SIDE)
+    assert equal.flops == pytest.approx(alone.flops / 3)
+    assert equal.cpu_seconds == pytest.approx(CPU_SECONDS["page"] * 2 / 3)
+    assert (equal.bytes, equal.peak) == (alone.bytes, alone.peak)
+    shares = {"preference": 6.0, "text": 1.0, "signs": 1.0}
+    dealt = read_scoring([pick, ocr], rows=4, image_size=SIDE, task_shares=shares)
+    assert dealt.cpu_seconds == pytest.approx(CPU_SECONDS["page"] / 4)
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "millions"),
     [

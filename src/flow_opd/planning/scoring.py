@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,18 +46,36 @@ class Scoring:
         )
 
 
-def read_scoring(specs: Sequence[RewardSpec], *, rows: int, image_size: int) -> Scoring:
-    """Returns what the rewards take for images that come in micro-batches.
+def read_scoring(
+    specs: Sequence[RewardSpec],
+    *,
+    rows: int,
+    image_size: int,
+    task_shares: Mapping[str, float] | None = None,
+) -> Scoring:
+    """Returns what the rewards take for images that come in micro-batches, in the mean over all images.
 
     Args:
         specs: the rewards.
         rows: images of a micro-batch.
         image_size: height and width in pixels.
+        task_shares: of the images; None = equal ones of the tasks that the rewards name.
 
     Raises:
         ConfigError: if the config files of a reward model cannot be had.
     """
-    return sum((_scoring(spec, rows, image_size) for spec in specs), Scoring())
+    tasks = dict.fromkeys(task for spec in specs for task in spec.tasks or ())
+    shares = task_shares or dict.fromkeys(tasks, 1.0)
+    total = Scoring()
+    for spec in specs:
+        asked = (
+            1.0
+            if spec.tasks is None
+            else sum(shares.get(task, 0.0) for task in spec.tasks) / sum(shares.values())
+        )
+        one = _scoring(spec, rows, image_size)
+        total += replace(one, flops=asked * one.flops, cpu_seconds=asked * one.cpu_seconds)
+    return total
 
 
 def _scoring(spec: RewardSpec, rows: int, image_size: int) -> Scoring:

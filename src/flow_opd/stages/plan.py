@@ -99,7 +99,9 @@ def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
         teacher, anchor = _costs_of_targets(job.settings, job, model)
     else:
         side = model.backbone.inner.image_size
-        scoring = read_scoring(job.settings.rewards, rows=rows, image_size=side)
+        scoring = read_scoring(
+            job.settings.rewards, rows=rows, image_size=side, task_shares=job.settings.task_shares
+        )
     decode = read_decode(model, rows)
     return Readings(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor, scoring=scoring)
 
