@@ -7,7 +7,7 @@ Prints the mean |v - v_teacher|^2 at each step of the training's grid, that of t
 
 from __future__ import annotations
 
-import sys
+import argparse
 from typing import Any
 
 import torch
@@ -74,7 +74,16 @@ def gaps(adapter: str) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    result = gaps(sys.argv[1])
+def main() -> None:
+    """Reads which adapter, and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="of the miniature")
+    result = gaps(parser.parse_args().adapter)
     for sigma, gap, base, left in zip(*result.values(), strict=True):
         print(f"sigma {sigma:.3f}  gap {gap:.3e}  base {base:.3e}  left {left:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,8 @@ The step is the learning rate times a sign in every entry of both factors; the s
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
 from flow_opd.adapters.lora import LoraWeights
@@ -28,6 +30,9 @@ def movement(lora: LoraWeights) -> float:
 
 def main() -> None:
     """Prints a line for each way to merge the miniature's teachers."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     teachers = [LoraWeights.read(locate(f"asset:teachers/{task}")) for task in TASKS]
     mean, _ = merge(teachers, method="mean")
     norm = sum(float(mean.delta(module).square().sum()) for module in mean.factors) ** 0.5

@@ -9,6 +9,7 @@ checkpointing, in float32 and in bfloat16. The plan of the same configuration kn
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
 import time
@@ -220,6 +221,9 @@ def middle(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table; ends with an error if the plan is off by more than promised."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     columns = ("base", "format", "checkpointing", "GFLOP measured", "planned", "off")

@@ -25,6 +25,7 @@ MODELS: dict[str, type[Settings]] = {
     "folded.yaml": DemoSettings,
     "grpo-mix.yaml": TeacherSettings,
     "grpo-mix-from-merge.yaml": TeacherSettings,
+    "grpo-mix-from-sft.yaml": TeacherSettings,
     "grpo-mix-from-student.yaml": TeacherSettings,
     "merge.yaml": MergeSettings,
     "prompts.yaml": MiniaturePromptsSettings,
