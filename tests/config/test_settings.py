@@ -208,6 +208,11 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         (["sampling.num_steps=3", "state_weights={name: custom, values: [1, -1, 0]}"], "equal to 0"),
         (["teachers.1.extrapolation=0.9"], "greater than or equal to 1"),
         (["anchor={teacher: writer, share: 0}"], "greater than 0"),
+        (["objective=sampled-log-ratio", "state_weights=x0"], "weights that do nothing"),
+        (
+            ["objective=detached-state-kl", "state_weights={name: custom, values: [0, 1, 1, 1, 1]}"],
+            "weights that do nothing",
+        ),
         (
             ["anchor={teacher: writer, share: 0.5}", "objective=sampled-log-ratio"],
             "asks the anchor at every state",

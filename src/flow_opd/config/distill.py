@@ -116,7 +116,7 @@ class DistillSettings(Settings):
     """Training prompts of all tasks."""
     state_weights: StateWeightsSpec = NamedStateWeights(name="velocity")
     """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': what a gap in velocity counts at each
-    state; a word, or a section with its name."""
+    state; a word, or a section with its name. The policy gradients weigh only the gap to the anchor by it."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
@@ -188,6 +188,16 @@ class DistillSettings(Settings):
                     "ode",
                     "'sde' or 'cps'",
                     "choose stochastic dynamics, or the objective 'direct-kl'",
+                )
+            )
+        if self.anchor is None and self.state_weights != NamedStateWeights(name="velocity"):
+            problems.append(
+                Problem(
+                    ("state_weights",),
+                    f"weights that do nothing: {self.objective.name!r} has no gap without an anchor",
+                    self.state_weights.name,
+                    "the default, velocity",
+                    "leave it out, or choose the objective 'direct-kl'",
                 )
             )
         if self.anchor is not None and self.anchor.share is not None and self.anchor.share < 1:

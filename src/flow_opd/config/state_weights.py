@@ -26,7 +26,7 @@ class CustomStateWeights(Settings):
     name: Literal["custom"]
     """Which weights these are."""
     values: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
-    """One for each step, relative to each other. In a distillation a state of weight 0 asks neither teacher
+    """One for each step, relative to each other. By the direct KL a state of weight 0 asks neither teacher
     nor anchor; Flow-GRPO takes no 0 at a step that it trains."""
 
     @model_validator(mode="after")
