@@ -30,10 +30,12 @@ class Counting:
     def __init__(self) -> None:
         self.backbone = Tiny().backbone
         self.asked: list[str] = []
+        self.lock = threading.Lock()  # where threads stand for processes, they share one tokenizer
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Conditioning:
-        self.asked += [prompt.text for prompt in prompts]
-        return self.backbone.encode_prompts(prompts)
+        with self.lock:
+            self.asked += [prompt.text for prompt in prompts]
+            return self.backbone.encode_prompts(prompts)
 
 
 @pytest.fixture
