@@ -1,10 +1,10 @@
 """What a card does with this project: ten minutes, one GPU, no network, no weights.
 
-    python benchmarks/card.py [--out card.json] [--skip compile demo]
+    python benchmarks/card.py [--out card.json] [--skip compile demo] [--dtype bfloat16]
     python benchmarks/card.py --tiny --device cpu          # every line of it in a minute, without a card
 
-Stable Diffusion 3.5 Medium in its true shapes with random weights, at 512 pixels in bfloat16, four teachers
-and an anchor of rank 32. One after another, each with a share of the time:
+Stable Diffusion 3.5 Medium in its true shapes with random weights, at 512 pixels in float16 (or --dtype),
+four teachers and an anchor of rank 32. One after another, each with a share of the time:
 
     updates    an update of two steps at growing micro-batches, with and without gradient checkpointing:
                seconds, model FLOP utilisation, peak memory beside that of `flow-opd plan`
@@ -37,6 +37,7 @@ from card_sections import SECTIONS, TASKS, Bench, NotHereError, Reading
 from random_base import write_base
 
 from flow_opd.backbones.compute import choose_device
+from flow_opd.backbones.loading import DTYPES
 from flow_opd.planning.machines import GIB, MACHINES
 
 SHARES = {"updates": 0.4, "guidance": 0.15, "switching": 0.05, "waiting": 0.05, "compile": 0.15, "demo": 0.2}
@@ -80,7 +81,7 @@ def full_size(device: torch.device, folder: Path, seconds: float) -> Bench:
     return Bench(
         device,
         base="stabilityai/stable-diffusion-3.5-medium",
-        dtype="bfloat16",
+        dtype="float16",
         resolution=512,
         text_tokens=128,
         rank=32,
@@ -148,6 +149,9 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cuda, cpu ...")
     parser.add_argument("--tiny", action="store_true", help="a base of two small blocks")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="of the base; default float16, with --tiny float32"
+    )
     parser.add_argument("--skip", nargs="+", choices=SECTIONS, default=[], help="sections to leave out")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds of all sections together")
     parser.add_argument("--peak", type=float, help="TFLOPs a second of a card that is not known here")
@@ -160,6 +164,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = tiny if asked.tiny else full_size
         bench = size(device, Path(folder), SHARES["demo"] * asked.budget)
+        if asked.dtype:
+            bench = replace(bench, dtype=asked.dtype)
         if asked.peak:
             bench = replace(bench, peak=1e12 * asked.peak)
         for name, section in SECTIONS.items():

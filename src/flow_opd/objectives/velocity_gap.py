@@ -16,7 +16,16 @@ from flow_opd.types import ImageBatch, LossOutput, TransitionBatch
 
 @dataclass(frozen=True)
 class Target:
-    """A field that the student's velocity is pulled to."""
+    """A field that the student's velocity is pulled to.
+
+    Asked at a share p of the states, each drawn with the same probability, it counts 1 / p there:
+
+        E[sum_asked gap / p] = sum_all gap
+
+    so loss and gradient keep their expectation, and only their variance grows.
+
+    Source: the estimator of Horvitz and Thompson (1952); docs/LOG.md, entry 10, has what it costs.
+    """
 
     name: str  # of the metric
     field: VelocityField

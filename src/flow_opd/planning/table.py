@@ -67,7 +67,7 @@ def _headline(plan: Plan) -> str:
 def _explanation(plan: Plan) -> str:
     walks = "on its own walk" if plan.work.rollout == 0 else "on steps of earlier walks"
     others = [
-        f"{rows:g} of the {name}"
+        f"{rows:.0f} of the {name}"
         for name, rows in (
             ("teachers", plan.work.teacher),
             ("anchor", plan.work.anchor),
