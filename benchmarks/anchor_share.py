@@ -20,10 +20,10 @@ from our_update import loaded_parts, source_and_objective
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from flow_opd.assembly.training import STUDENT
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.config.reader import read
+from flow_opd.runs.training import STUDENT
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 

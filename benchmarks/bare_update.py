@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.training import STUDENT
 from flow_opd.config.distill import DistillSettings
+from flow_opd.runs.base import load_backbone
+from flow_opd.runs.training import STUDENT
 
 
 class AddedLora(nn.Module):

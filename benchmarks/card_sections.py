@@ -22,10 +22,10 @@ from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.architectures import read_architecture
-from flow_opd.planning.machines import GIB
 from flow_opd.planning.plan import Plan
-from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.planning.verdicts import GIB
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 

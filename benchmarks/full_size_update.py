@@ -22,16 +22,16 @@ from random_sd3 import RandomTexts, random_backbone, random_bank
 from torch import Tensor
 
 from flow_opd.adapters.form import LoraForm
-from flow_opd.algorithms.opd import OPDPolicies, direct_opd
 from flow_opd.backbones.loading import DTYPES
 from flow_opd.config.common import BaseModelSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.objectives.velocity_gap import Target
+from flow_opd.method.objectives import Target
+from flow_opd.method.opd import OPDPolicies, direct_opd
+from flow_opd.method.policy import Policy
+from flow_opd.method.walk import Walks
 from flow_opd.planning.architectures import read_architecture
-from flow_opd.policies.policy import Policy
 from flow_opd.protocols import VelocityField
-from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, Prompt

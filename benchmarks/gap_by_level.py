@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.reading import read_adapter
-from flow_opd.assembly.policies import routed_teachers
-from flow_opd.assembly.prompts import load_prompts
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.config.reader import read
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.policies.policy import Policy
-from flow_opd.rollout.sampler import WalkNoise, rollout, schedule_rows
+from flow_opd.method.policy import Policy
+from flow_opd.method.rollouts import WalkNoise, rollout, schedule_rows
+from flow_opd.runs.policies import routed_teachers
+from flow_opd.runs.prompts import load_prompts
 from flow_opd.training.seeding import generator
 
 PROMPTS = 48  # held-out prompts of each domain

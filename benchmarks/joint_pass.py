@@ -20,11 +20,11 @@ import torch
 from random_base import write_adapter, write_base
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.reading import read_adapter
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
-from flow_opd.policies.joint import joint_velocities, whole_share
-from flow_opd.policies.policy import Policy
+from flow_opd.method.joint import joint_velocities, whole_share
+from flow_opd.method.policy import Policy
 from flow_opd.types import Conditioning
 
 TEACHERS = ("one", "two", "three", "four")

@@ -34,14 +34,14 @@ from our_update import Distillation, counted_rows, loaded_parts, our_distillatio
 from torch import Tensor
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.rewards import build_reward
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.config.reader import read
 from flow_opd.protocols import Reward
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

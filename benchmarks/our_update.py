@@ -15,16 +15,16 @@ from torch.nn import Parameter
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.algorithms.opd import OPDPolicies
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.training import STUDENT, loop_settings
-from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
-from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.method.objectives import WeightedTerms
+from flow_opd.method.opd import OPDPolicies
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.processes import ALONE
-from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import BatchSource, LoadedBackbone, PromptEncoder, VelocityField
+from flow_opd.runs.base import load_backbone
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.training import STUDENT, loop_settings
+from flow_opd.runs.walks import build_walks
 from flow_opd.stages.distill import algorithm_of, bank_of, policies_of
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer

@@ -26,17 +26,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.walks import build_walks
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import locate
 from flow_opd.config.plan import PlanSettings
-from flow_opd.config.reader import from_values
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.processes import ALONE
-from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import PromptEncoder
+from flow_opd.quiet import quiet_loading
+from flow_opd.runs.base import load_backbone
+from flow_opd.runs.walks import build_walks
 from flow_opd.stages.distill import algorithm_of, policies_of
 from flow_opd.stages.plan import plan_training
 from flow_opd.training.trainer import LoopSettings, Trainer

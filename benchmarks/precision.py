@@ -32,15 +32,15 @@ from precision_bases import (
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.reader import from_values
+from flow_opd.config.file.reader import from_values
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.flow.gaussian import sample, transition_kl
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.processes import ALONE
-from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import Objective
+from flow_opd.runs.walks import build_walks
 from flow_opd.stages.distill import algorithm_of, policies_of
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import LossOutput, TransitionBatch

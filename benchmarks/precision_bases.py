@@ -13,17 +13,17 @@ from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merging import merge
-from flow_opd.adapters.reading import read_adapter
-from flow_opd.assembly.prompts import load_prompts
 from flow_opd.backbones.loading import DTYPES, load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings, ComputeSettings, PromptsSettings
 from flow_opd.config.locations import locate
-from flow_opd.policies.policy import Policy
+from flow_opd.method.policy import Policy
 from flow_opd.protocols import PromptEncoder
+from flow_opd.quiet import quiet_loading
+from flow_opd.runs.prompts import load_prompts
 from flow_opd.types import Conditioning, Prompt, TransitionBatch
 
 GUIDANCE = 4.5

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.miniature.vocabulary import build_tokenizer
 
 WORDS = ("a", "red", "blue", "circle", "square")
 PROMPT_TOKENS = 16

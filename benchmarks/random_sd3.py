@@ -11,13 +11,13 @@ from torch import nn
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.assembly.training import STUDENT
 from flow_opd.backbones.compute import prepare
 from flow_opd.backbones.loading import DTYPES
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
 from flow_opd.planning.architectures import Architecture, Network, read_architecture
 from flow_opd.planning.shapes import build_network, text_tokens
+from flow_opd.runs.training import STUDENT
 from flow_opd.types import Conditioning, Prompt
 
 WEIGHT_STD, FACTOR_STD = 0.02, 0.01

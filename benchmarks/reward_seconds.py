@@ -23,8 +23,7 @@ from flow_opd.miniature.renderer import render
 from flow_opd.miniature.scene import scene_for
 from flow_opd.planning.scoring import CPU_SECONDS
 from flow_opd.rewards.detectors import PaletteDetector
-from flow_opd.rewards.ocr import LineReader
-from flow_opd.rewards.page_reader import PageReader
+from flow_opd.rewards.ocr import LineReader, PageReader
 
 SIDE = 512
 SIGNS = ("OPEN LATE", "Welcome home", "BAKERY 1923", "No parking")

@@ -42,19 +42,19 @@ WORK = {
     "flow_opd.rewards.ocr:OCRReward.score": "reward ocr",
     "flow_opd.rewards.deqa:DeQAReward.score": "reward deqa",
     "flow_opd.rewards.pickscore:PickScoreReward.score": "reward pickscore",
-    "flow_opd.rollout.sampler:WalkNoise.__init__": "noise",
-    "flow_opd.rollout.sampler:draw_noise": "noise",
+    "flow_opd.method.rollouts:WalkNoise.__init__": "noise",
+    "flow_opd.method.rollouts:draw_noise": "noise",
     "torch.optim:AdamW.step": "optimizer and average",
-    "flow_opd.training.ema:EMA.update": "optimizer and average",
-    "flow_opd.training.metrics:MetricsLog.on_update": "metrics and progress",
+    "flow_opd.training.optimizer:EMA.update": "optimizer and average",
+    "flow_opd.training.progress:MetricsLog.on_update": "metrics and progress",
     "flow_opd.training.progress:ProgressBar.on_update": "metrics and progress",
     "flow_opd.training.trainer:Trainer.save": "checkpoint",
 }
 LOADING = {
-    "flow_opd.assembly.prompts:load_prompts": "prompts read",
+    "flow_opd.runs.prompts:load_prompts": "prompts read",
     "flow_opd.backbones.loading:load_backbone": "base loaded",
-    "flow_opd.assembly.rewards:build_reward": "rewards loaded",
-    "flow_opd.assembly.adapters:load_lora": "adapters",
+    "flow_opd.runs.rewards:build_reward": "rewards loaded",
+    "flow_opd.runs.adapters:load_lora": "adapters",
     "flow_opd.adapters.bank:AdapterBank.put": "adapters",
     "flow_opd.adapters.bank:AdapterBank.add": "adapters",
     "flow_opd.files:sha256": "hashes",
@@ -160,7 +160,7 @@ def settings_of(stage: str, config: str, sets: Sequence[str], folder: Path) -> A
     words = [f"run.out={folder / 'run'}", "run.threads=1", *sets]
     place, model = importlib.import_module("flow_opd.cli.common").SETTINGS[stage].split(":")
     locate = importlib.import_module("flow_opd.config.locations").locate
-    read = importlib.import_module("flow_opd.config.reader").read
+    read = importlib.import_module("flow_opd.config.file.reader").read
     file = locate(f"asset:configs/{config}.yaml")
     return read(file, getattr(importlib.import_module(place), model), words)
 

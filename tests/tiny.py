@@ -20,30 +20,26 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.algorithms.grpo import flow_grpo
-from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
-from flow_opd.algorithms.sft import sft_cold_start
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.miniature.tokenizer import build_tokenizer
-from flow_opd.objectives.velocity_gap import Target
-from flow_opd.objectives.velocity_matching import VelocityMatching
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Policy
-from flow_opd.policies.routed import RoutedTeachers, Teacher
+from flow_opd.method.groups import GroupSampling
+from flow_opd.method.grpo import flow_grpo
+from flow_opd.method.objectives import Target, VelocityMatching, WeightedTerms
+from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
+from flow_opd.method.policy import Policy
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.routing import HardRouter, RoutedTeachers, Teacher
+from flow_opd.method.sft import sft_cold_start
+from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
+from flow_opd.method.walk import Walks
+from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.processes import ALONE, Processes
-from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.table import TrainingReward, TrainingRewards
-from flow_opd.rollout.groups import GroupSampling
-from flow_opd.rollout.image_batches import SFTBatching
-from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
-from flow_opd.rollout.walk_batches import Walks
 from flow_opd.training.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores

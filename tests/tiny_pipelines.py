@@ -26,7 +26,7 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.flux import FluxBackbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.miniature.vocabulary import build_tokenizer
 from tiny import WORDS, Tiny, fill
 
 CLIP_TOKENS = 10

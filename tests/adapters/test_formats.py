@@ -12,9 +12,9 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats import COMFYUI_FILE, DIFFUSERS_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.formats.reading import read_adapter
+from flow_opd.adapters.formats.writing import COMFYUI_FILE, DIFFUSERS_FILE, write_comfyui, write_diffusers
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.reading import read_adapter
 from flow_opd.errors import AdapterError
 
 

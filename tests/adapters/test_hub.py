@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from flow_opd.adapters import hub
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.hub import adapter_folder
+from flow_opd.adapters.formats.hub import adapter_folder
+from flow_opd.adapters.formats.writing import hub
 from flow_opd.adapters.lora import WEIGHTS_FILE
 from flow_opd.errors import AdapterError, ConfigError
 

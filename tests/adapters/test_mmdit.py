@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flow_opd.adapters.form import LoraForm
-from flow_opd.adapters.mmdit import (
+from flow_opd.adapters.formats.mmdit import (
     dotted_diffusers,
     dotted_original,
     from_diffusers,

@@ -16,9 +16,9 @@ from test_formats import assert_same
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import DEFAULT_TARGET_MODULES
-from flow_opd.adapters.formats import DIFFUSERS_FILE, METADATA_KEY, write_comfyui, write_diffusers
+from flow_opd.adapters.formats.reading import adapter_files, read_adapter, weights_file
+from flow_opd.adapters.formats.writing import DIFFUSERS_FILE, METADATA_KEY, write_comfyui, write_diffusers
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
-from flow_opd.adapters.reading import adapter_files, read_adapter, weights_file
 from flow_opd.errors import AdapterError
 
 # What the first releases of PEFT wrote for a diffusion model, and what later ones add.

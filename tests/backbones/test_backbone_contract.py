@@ -11,7 +11,7 @@ import torch
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.loading import BACKBONES
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.rollout.sampler import draw_noise
+from flow_opd.method.rollouts import draw_noise
 from flow_opd.types import Prompt
 from tiny import PROMPTS, fill
 from tiny_pipelines import tiny_backbone

@@ -19,7 +19,7 @@ from flow_opd.backbones.loading import BACKBONES
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import TrainingComputeSettings
 from flow_opd.errors import ConfigError
-from flow_opd.rollout.sampler import draw_noise
+from flow_opd.method.rollouts import draw_noise
 from flow_opd.types import Conditioning
 from tiny import PROMPTS, gradients
 from tiny_pipelines import TinyOn, tiny_backbone, tiny_sd3

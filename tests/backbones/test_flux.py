@@ -18,8 +18,8 @@ from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
-from flow_opd.policies.policy import Policy
-from flow_opd.rollout.sampler import WalkNoise, draw_noise, generate_latents, rollout
+from flow_opd.method.policy import Policy
+from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
 from tiny import PROMPTS, fill, gradients
 from tiny_pipelines import TinyOn, tiny_flux
 

@@ -18,7 +18,7 @@ from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.errors import ConfigError
-from flow_opd.rollout.sampler import draw_noise
+from flow_opd.method.rollouts import draw_noise
 from tiny import PROMPTS
 from tiny_pipelines import tiny_flux, tiny_sd3
 

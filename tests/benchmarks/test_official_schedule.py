@@ -23,8 +23,8 @@ from random_base import write_adapter, write_base
 from torch import Tensor
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.assembly.prompts import load_prompts
 from flow_opd.config.distill import DistillSettings
+from flow_opd.runs.prompts import load_prompts
 from flow_opd.types import Prompt
 
 PROMPTS, STEPS = 4, 3

@@ -94,7 +94,7 @@ def test_keys_of_each_command_are_listed(command: list[str]) -> None:
 def test_reading_a_configuration_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "merge.yaml").write_text(MERGE)
     code = (
-        "import sys; from flow_opd.config.reader import read;"
+        "import sys; from flow_opd.config.file.reader import read;"
         "from flow_opd.config.merge import MergeSettings;"
         f"read({str(tmp_path / 'merge.yaml')!r}, MergeSettings); assert 'torch' not in sys.modules"
     )

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_opd.config.document import parse_value
+from flow_opd.config.file.document import parse_value
+from flow_opd.config.file.reader import dump, from_values, read, to_yaml
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.reader import dump, from_values, read, to_yaml
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 
@@ -231,7 +231,7 @@ SCALARS = st.one_of(
 @settings(deadline=None, max_examples=50)
 @given(SCALARS)
 def test_every_scalar_survives_writing_and_reading(value: Any) -> None:
-    from flow_opd.config.document import Dumper
+    from flow_opd.config.file.document import Dumper
 
     read_back = parse_value(yaml.dump([value], Dumper=Dumper, allow_unicode=True), "text")
     assert read_back == [value]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from flow_opd.adapters.fitting import targeted_linears
 from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.lora import targeted_linears
 from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.reader import dump, read
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.reader import dump, read
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.architectures import read_architecture

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from flow_opd.adapters.merge_methods import MERGE_METHODS
 from flow_opd.cli.common import SETTINGS, _model
 from flow_opd.config.common import SamplingSettings
-from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.describe import describe
+from flow_opd.config.file.reader import from_values
+from flow_opd.config.file.schema import alternatives
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.reader import from_values
-from flow_opd.config.schema import alternatives
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.state_weights import CustomStateWeights, NamedStateWeights, weighted_states
 from flow_opd.config.teacher import TeacherSettings

@@ -8,10 +8,10 @@ from flow_opd.config.base import Settings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.reader import dump, read
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.miniature import MiniaturePromptsSettings, MiniatureSettings
-from flow_opd.config.reader import dump, read
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 

@@ -19,8 +19,8 @@ from flow_opd.backbones.loading import BACKBONES, load_backbone
 from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
-from flow_opd.policies.policy import Policy
-from flow_opd.rollout.sampler import WalkNoise, draw_noise, rollout
+from flow_opd.method.policy import Policy
+from flow_opd.method.rollouts import WalkNoise, draw_noise, rollout
 from tiny import PROMPTS, fill
 from tiny_pipelines import TEXT_WIDTH, frozen, t5_tokenizer, tiny_autoencoder
 

@@ -10,7 +10,7 @@ import pytest
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.reader import read
+from flow_opd.config.file.reader import read
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 

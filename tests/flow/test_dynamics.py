@@ -13,8 +13,8 @@ from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS, cps_step, diffusion, ode_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean, sample
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.method.rollouts import schedule_rows
 from flow_opd.protocols import Dynamics
-from flow_opd.rollout.sampler import schedule_rows
 from flow_opd.types import StepDistribution
 from tiny import GaussianFlow, unconditional
 

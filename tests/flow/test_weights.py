@@ -19,7 +19,7 @@ from flow_opd.flow.weights import (
     velocity_weights,
     x0_weights,
 )
-from flow_opd.rollout.sampler import schedule_rows
+from flow_opd.method.rollouts import schedule_rows
 from flow_opd.types import Schedule
 
 

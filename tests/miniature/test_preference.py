@@ -19,8 +19,7 @@ from flow_opd.miniature.preference import (
     pair_accuracy,
     trained_parameters,
 )
-from flow_opd.miniature.tokenizer import build_tokenizer
-from flow_opd.miniature.vocabulary import vocabulary
+from flow_opd.miniature.vocabulary import build_tokenizer, vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.quiet import quiet_loading
 from tiny import new_tiny_pipeline
 from tiny_pipelines import tiny_flux
 

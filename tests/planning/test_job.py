@@ -9,7 +9,7 @@ import pytest
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.reader import from_values
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.planning.job import Job, Work, distill_job, teacher_job
 

@@ -6,8 +6,8 @@ import pytest
 from formulas import Sizes, forward_flops
 
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.plan import PlanSettings
-from flow_opd.config.reader import from_values
 from flow_opd.planning.plan import Plan
 from flow_opd.stages.plan import plan_training
 

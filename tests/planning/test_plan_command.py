@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from flow_opd.cli import app
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.plan import PlanSettings, read_training
-from flow_opd.config.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.stages.plan import plan_training

@@ -16,18 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.walks import build_walks
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.plan import PlanSettings, TrainingSettings
-from flow_opd.config.reader import from_values
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
 from flow_opd.processes import ALONE
-from flow_opd.prompts.rounds import PromptRounds
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.runs.base import load_backbone
+from flow_opd.runs.walks import build_walks
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Conditioning, Prompt, RewardScores, RewardTable

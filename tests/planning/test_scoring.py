@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.assembly.rewards import build_reward
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.plan import PlanSettings
-from flow_opd.config.reader import from_values
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
@@ -25,6 +24,7 @@ from flow_opd.planning.plan import Plan
 from flow_opd.planning.scoring import CPU_SECONDS, read_scoring
 from flow_opd.planning.shapes import build_network
 from flow_opd.rewards.colors import ColorClassifier
+from flow_opd.runs.rewards import build_reward
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 from tiny_rewards import LABELS, save_mask2former

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.errors import DataError
-from flow_opd.prompts.rounds import PromptRounds
+from flow_opd.method.rounds import PromptRounds
 from flow_opd.types import Prompt
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1, max_size=5)

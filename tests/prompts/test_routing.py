@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_opd.errors import DataError
-from flow_opd.prompts.routing import HardRouter, check_judged, check_routes
+from flow_opd.method.routing import HardRouter, check_judged, check_routes
 from flow_opd.types import Conditioning, Prompt
 
 

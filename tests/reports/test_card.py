@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 
 from flow_opd.config.common import BaseModelSettings, CheckpointSettings, PromptsSettings, TrainingRunSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.reader import read
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.reports.card import (
@@ -25,8 +25,7 @@ from flow_opd.reports.card import (
     loading_lines,
     render_card,
 )
-from flow_opd.reports.ledger import Cost, ledger
-from flow_opd.reports.recipe import method, recipe
+from flow_opd.reports.recipe import Cost, ledger, method, recipe
 from flow_opd.reports.run import load_results
 from tiny import Tiny, new_tiny_pipeline
 

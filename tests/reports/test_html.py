@@ -148,5 +148,5 @@ def test_commands_are_shown(folder: Path) -> None:
 
 
 def test_reports_import_no_torch() -> None:
-    code = "import sys, flow_opd.reports.html, flow_opd.reports.terminal; sys.exit('torch' in sys.modules)"
+    code = "import sys, flow_opd.reports.html, flow_opd.reports.tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import Results, load_results
+from flow_opd.reports.tables import results_markdown
 
 
 def lines_of(text: str, head: str) -> dict[str, list[str]]:

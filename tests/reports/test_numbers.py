@@ -19,7 +19,7 @@ from flow_opd.reports.numbers import (
     signed,
 )
 from flow_opd.reports.run import Results, load_results
-from flow_opd.reports.terminal import results_view
+from flow_opd.reports.tables import results_view
 
 
 def test_how_numbers_are_written() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from flow_opd.assembly.rewards import build_reward
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.rewards import DeQASettings, PickScoreSettings
 from flow_opd.rewards.colors import ColorClassifier
+from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 
 DEQA = DeQASettings(name="deqa", path="asset:rewards/deqa")

@@ -6,8 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flow_opd.config.rewards import OCRSettings
-from flow_opd.rewards.ocr import OCRReward
-from flow_opd.rewards.page_reader import PageReader
+from flow_opd.rewards.ocr import OCRReward, PageReader
 from flow_opd.types import Prompt
 
 

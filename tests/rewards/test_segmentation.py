@@ -10,18 +10,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
-from flow_opd.assembly.identity import content, reward_files
-from flow_opd.assembly.rewards import build_reward
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.rewards import GenEvalSettings
 from flow_opd.errors import RewardError
 from flow_opd.miniature.preference import new_clip, save_clip
-from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.prompts.geneval import CLASSES
 from flow_opd.prompts.geneval import COLORS as PROMPT_COLORS
 from flow_opd.rewards.colors import BACKGROUND, COLORS, ColorClassifier, cut_out
 from flow_opd.rewards.instances import find_instances
 from flow_opd.rewards.segmentation import NAMES, UNREAD, Input, Mask2FormerDetector
+from flow_opd.runs.identity import content, reward_files
+from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 from tiny_rewards import PROCESSOR, save_mask2former
 

@@ -10,14 +10,14 @@ import pytest
 from huggingface_hub import constants
 
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
-from flow_opd.assembly.adapters import files_of, load_lora
-from flow_opd.assembly.cells import Cells
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.reader import read
 from flow_opd.processes import ALONE
+from flow_opd.runs.adapters import files_of, load_lora
+from flow_opd.runs.cells import Cells
 from flow_opd.stages import merge
 
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"

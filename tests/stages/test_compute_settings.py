@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flow_opd.assembly.identity import fingerprint
-from flow_opd.assembly.launch import check_shares
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.reader import from_values, read
 from flow_opd.config.generate import GenerateSettings
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.reader import from_values, read
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.processes import Processes
+from flow_opd.runs.identity import fingerprint
+from flow_opd.runs.launch import check_shares
 from flow_opd.stages import distill, evaluate, generate, teacher
 
 CONFIGS = asset_folder() / "configs"

@@ -12,17 +12,17 @@ import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from flow_opd.adapters.formats import (
+from flow_opd.adapters.formats.reading import read_adapter
+from flow_opd.adapters.formats.writing import (
     COMFYUI_FILE,
     DIFFUSERS_FILE,
     write_comfyui,
     write_diffusers,
 )
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
-from flow_opd.adapters.reading import read_adapter
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.config.export import ExportSettings
+from flow_opd.config.release import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.stages import export
 from tiny import Tiny, new_tiny_pipeline

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from flow_opd.assembly.cells import Cells
-from flow_opd.assembly.identity import fingerprint
-from flow_opd.assembly.prompts import load_prompts
 from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
-from flow_opd.config.describe import describe
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.describe import describe
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
-from flow_opd.config.reader import from_values
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.runs.cells import Cells
+from flow_opd.runs.identity import fingerprint
+from flow_opd.runs.prompts import load_prompts
 
 GENEVAL_LINE = {
     "tag": "two_object",

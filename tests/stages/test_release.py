@@ -16,10 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.export import ExportSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.reader import read
-from flow_opd.config.release import CardSettings, PublishSettings
+from flow_opd.config.release import CardSettings, ExportSettings, PublishSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.errors import AdapterError, ConfigError, DataError
 from flow_opd.files import sha256
@@ -155,8 +154,8 @@ def test_runs_without_a_card(here: Path) -> None:
 
 def test_a_card_beside_a_teacher_does_not_make_it_another_teacher(here: Path) -> None:
     """A resume is refused where a teacher has changed; a card is no change."""
-    from flow_opd.assembly.adapters import files_of
     from flow_opd.config.common import BaseModelSettings
+    from flow_opd.runs.adapters import files_of
 
     base = BaseModelSettings(path="asset:base", max_sequence_length=0)
     before = files_of("runs/student/adapter", base, key="adapter")

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from flow_opd.training.metrics import MetricsLog
+from flow_opd.training.progress import MetricsLog
 from tiny import Tiny, tiny_trainer
 
 

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.assembly.launch import join_processes
-from flow_opd.assembly.training import resume_or_restart
 from flow_opd.config.common import ComputeSettings
 from flow_opd.console import user_errors
-from flow_opd.training.metrics import MetricsLog
+from flow_opd.runs.launch import join_processes
+from flow_opd.runs.training import resume_or_restart
+from flow_opd.training.progress import MetricsLog
 from tiny import Tiny, tiny_trainer
 
 

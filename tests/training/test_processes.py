@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flow_opd.method.transitions import shares_of_updates
 from flow_opd.processes import ALONE, Processes
-from flow_opd.rollout.transitions import shares_of_updates
 from tiny import Tiny, read_steps, tiny_trainer
 
 SCRIPT = Path(__file__).with_name("shared_training.py")

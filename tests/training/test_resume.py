@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from flow_opd.errors import CheckpointError
-from flow_opd.training.metrics import MetricsLog
+from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import Trainer
 from tiny import Tiny, read_steps, tiny_trainer
 

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flow_opd.assembly.training import loop_settings
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.config.reader import read
 from flow_opd.errors import NonFiniteError
-from flow_opd.objectives.velocity_matching import VelocityMatching
-from flow_opd.objectives.weighted import WeightedTerms
+from flow_opd.method.objectives import VelocityMatching, WeightedTerms
+from flow_opd.runs.training import loop_settings
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import ImageBatch, LossOutput
 from tiny import ALGORITHMS, GivenBatches, Recorder, SmallNet, Tiny, tiny_trainer, unconditional

@@ -13,10 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from flow_opd.adapters.fitting import check_fit, targeted_linears
 from flow_opd.adapters.form import LoraForm
-from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.reading import read_adapter
+from flow_opd.adapters.formats.reading import read_adapter
+from flow_opd.adapters.lora import LoraWeights, check_fit, targeted_linears
 from flow_opd.adapters.routed_linear import Route, RoutedLinear
 from flow_opd.errors import AdapterError, explain, nearest
 

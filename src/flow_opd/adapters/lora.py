@@ -1,4 +1,4 @@
-"""A LoRA in memory, without the model that it belongs to, and its PEFT folder."""
+"""A LoRA in memory, without the model that it belongs to; its PEFT folder; whether it fits a base."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from flow_opd.adapters.files import read_bytes, read_safetensors, write_folder
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.keys import PEFT, parse_keys
 from flow_opd.adapters.peft_config import PeftConfig, config_entries
 from flow_opd.adapters.uniform import Factors, one_form
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError, explain, nearest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -162,3 +162,54 @@ def _check_factors(module: str, down: Tensor, up: Tensor, rank: int) -> None:
                 fix="use an earlier checkpoint of this adapter",
             )
         )
+
+
+def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraForm) -> dict[str, nn.Linear]:
+    """Returns the linear layers among `modules` that the settings target, by name.
+
+    Raises:
+        AdapterError: if a target names nothing here, or something that is not a linear layer.
+    """
+    matched = {module: layer for module, layer in modules.items() if settings.targets(module)}
+    absent = settings.unmatched(matched)
+    other = [module for module, layer in matched.items() if not isinstance(layer, nn.Linear)]
+    if absent or other:
+        raise AdapterError(
+            explain(
+                "target modules that this base cannot adapt",
+                value={"not in this base": absent[:5], "not linear": other[:5]},
+                allowed="names or dotted endings of its linear layers",
+                fix=f"correct target_modules.{nearest(absent[0], modules) if absent else ''}",
+            )
+        )
+    return {module: layer for module, layer in matched.items() if isinstance(layer, nn.Linear)}
+
+
+def check_fit(lora: LoraWeights, linears: Mapping[str, nn.Linear]) -> None:
+    """Passes if `lora` holds factors for exactly these layers, in their widths.
+
+    Raises:
+        AdapterError: if modules are missing or unknown, or a width differs.
+    """
+    missing = sorted(linears.keys() - lora.factors.keys())
+    extra = sorted(lora.factors.keys() - linears.keys())
+    if missing or extra:
+        raise AdapterError(
+            explain(
+                "LoRA that does not cover the modules of this base",
+                value={"missing": missing[:5], "not in this base": extra[:5]},
+                allowed=f"weights for the {len(linears)} modules that its targets name here",
+                fix="use an adapter of this base",
+            )
+        )
+    for module, linear in linears.items():
+        down, up = lora.factors[module]
+        if (up.shape[0], down.shape[1]) != (linear.out_features, linear.in_features):
+            raise AdapterError(
+                explain(
+                    f"LoRA of another base: its width differs at {module}",
+                    value=[up.shape[0], down.shape[1]],
+                    allowed=f"[{linear.out_features}, {linear.in_features}]",
+                    fix="use an adapter of this base",
+                )
+            )

@@ -7,8 +7,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.errors import ConfigError, explain, nearest
+from flow_opd.quiet import quiet_loading
 
 
 def use_attention_backend(transformer: nn.Module, name: str) -> None:

@@ -1,10 +1,15 @@
-"""How a base computes: on which device, and by which trades of time for memory."""
+"""How forward passes are computed: device, attention, compilation, number formats."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from flow_opd.backbones.attention import use_attention_backend
 from flow_opd.backbones.pipeline import DiffusersBackbone
@@ -75,3 +80,31 @@ def _compile_blocks(transformer: nn.Module) -> None:
     for module in transformer.modules():
         if type(module).__name__ in kinds:
             module.compile(backend=COMPILER)
+
+
+LAST = "proj_out"  # the projection that makes velocities, in every transformer of diffusers
+
+
+def keep_float32_between_blocks(transformer: Any, embedders: Sequence[str]) -> None:
+    """Has the sum that the blocks add to, and the last projection, in float32; for a network under autocast.
+
+    Weights keep their format and their names.
+
+    Args:
+        transformer: a diffusers transformer in half precision, without adapters.
+        embedders: its layers whose outputs the blocks start from.
+    """
+    for name in embedders:
+        getattr(transformer, name).register_forward_hook(_in_float32)
+    last = getattr(transformer, LAST)
+    last.forward = partial(_project, last)
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.float()
+
+
+def _project(last: nn.Linear, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if last.bias is None else last.bias.float()
+        return functional.linear(hidden.float(), last.weight.float(), bias)

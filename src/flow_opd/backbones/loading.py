@@ -12,16 +12,15 @@ import huggingface_hub
 import torch
 from torch import nn
 
-from flow_opd.backbones.compute import choose_device, prepare
+from flow_opd.backbones.compute import choose_device, keep_float32_between_blocks, prepare
 from flow_opd.backbones.flux import FluxBackbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.backbones.precision import keep_float32_between_blocks
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import locate_model
 from flow_opd.errors import ConfigError, FlowOPDError, explain
 from flow_opd.hub import hub_errors, is_offline
+from flow_opd.quiet import quiet_loading
 
 BACKBONES: dict[str, type[DiffusersBackbone]] = {
     "StableDiffusion3Pipeline": SD3Backbone,

@@ -29,7 +29,7 @@ SETTINGS = {
     "generate": "flow_opd.config.generate:GenerateSettings",
     "demo": "flow_opd.config.demo:DemoSettings",
     "report": "flow_opd.config.demo:ReportSettings",
-    "export": "flow_opd.config.export:ExportSettings",
+    "export": "flow_opd.config.release:ExportSettings",
     "card": "flow_opd.config.release:CardSettings",
     "publish": "flow_opd.config.release:PublishSettings",
 }
@@ -41,7 +41,7 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
     """Prints every key that the command's configuration may hold, and ends."""
     if not wanted:
         return
-    from flow_opd.config.describe import describe
+    from flow_opd.config.file.describe import describe
 
     console = Console(highlight=False)
     name = context.command.name or ""
@@ -100,7 +100,7 @@ def run_stage(
         folder = [] if out is None else [_out_assignment(out)]
         settings = _settings(stage, source, [*(overrides or []), *folder])
         if check:
-            from flow_opd.config.reader import to_yaml
+            from flow_opd.config.file.reader import to_yaml
 
             typer.echo(to_yaml(settings), nl=False)
             return
@@ -114,8 +114,8 @@ def run_stage(
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
+    from flow_opd.config.file.reader import from_values, read
     from flow_opd.config.locations import ASSET, locate
-    from flow_opd.config.reader import from_values, read
 
     if isinstance(source, Path):
         file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source

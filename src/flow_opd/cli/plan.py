@@ -30,9 +30,9 @@ def plan(
     Example: [cyan]flow-opd plan asset:configs/distill.yaml --set micro_batch_size=8 --processes 8[/cyan]
     """
     with user_errors():
+        from flow_opd.config.file.reader import from_values
         from flow_opd.config.locations import ASSET, locate
         from flow_opd.config.plan import PlanSettings
-        from flow_opd.config.reader import from_values
 
         with uncollected():
             from flow_opd.stages.plan import run

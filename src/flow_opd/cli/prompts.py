@@ -49,9 +49,9 @@ def geneval(
     """
     values = {"n": n, "seed": seed, "out": str(out), "exclude": exclude or [], "task": task}
     with user_errors():
-        from flow_opd.config.document import parse_value
+        from flow_opd.config.file.document import parse_value
+        from flow_opd.config.file.reader import from_values
         from flow_opd.config.prompts import GenEvalPromptsSettings
-        from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import write_geneval
 
         parts = [one.partition("=") for one in share or []]
@@ -77,8 +77,8 @@ def ocr(
     """
     values = {"n": n, "seed": seed, "out": str(out), "exclude": exclude or [], "task": task}
     with user_errors():
+        from flow_opd.config.file.reader import from_values
         from flow_opd.config.prompts import OCRPromptsSettings
-        from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import write_ocr
 
         lengths = {"min_words": min_words, "max_words": max_words}
@@ -100,8 +100,8 @@ def check(
     """
     values = {"files": files, "against": against or [], "repeats": repeats}
     with user_errors():
+        from flow_opd.config.file.reader import from_values
         from flow_opd.config.prompts import CheckPromptsSettings
-        from flow_opd.config.reader import from_values
         from flow_opd.stages.prompts import check_files
 
         check_files(from_values(values, CheckPromptsSettings))

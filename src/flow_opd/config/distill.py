@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
-from flow_opd.config.cold_start import ColdStartSettings, lora_problems
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
@@ -20,9 +19,9 @@ from flow_opd.config.common import (
     TrainingComputeSettings,
     TrainingRunSettings,
 )
+from flow_opd.config.merge import ColdStartSettings, lora_problems
 from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, state_weights_problems
-from flow_opd.config.tasks import task_problems
-from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
+from flow_opd.config.teachers import RoutedTeacherSettings, task_problems, teacher_problems, teachers_by_task
 
 ANCHOR_SHARE = 0.125  # harmless: docs/LOG.md, entries 9 and 10
 

@@ -11,11 +11,11 @@ from pydantic import Field
 from flow_opd.config.base import PositiveInt, Settings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.document import load_document
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.document import load_document
+from flow_opd.config.file.overrides import override
+from flow_opd.config.file.reader import validate
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.overrides import override
-from flow_opd.config.reader import validate
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError, explain

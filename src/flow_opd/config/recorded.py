@@ -1,16 +1,19 @@
-"""The settings that a run folder keeps of itself, whichever stage wrote them."""
+"""The configuration that a run folder has recorded, and where another one differs from it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.document import load_document
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.file.document import load_document
+from flow_opd.config.file.reader import validate
 from flow_opd.config.merge import MergeSettings
-from flow_opd.config.reader import validate
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError, explain
@@ -52,3 +55,25 @@ def recorded(folder: Path) -> Recorded:
 def base_of(settings: Recorded) -> BaseModelSettings:
     """Returns the base of a run."""
     return settings.distill.base if isinstance(settings, DemoSettings) else settings.base
+
+
+SHOWN = 5
+
+
+def differences(recorded: Path, settings: Settings) -> list[str]:
+    """Returns "key: value, now value" for the first keys that are not as in a config.yaml, if any."""
+    try:
+        before = load_document(recorded).data
+    except (ConfigError, OSError):
+        return []
+    found = list(_compared("", before, settings.model_dump(mode="json")))
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return [*found[:SHOWN], *more]
+
+
+def _compared(key: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            yield from _compared(f"{key}.{name}" if key else str(name), before.get(name), now.get(name))
+    elif before != now:
+        yield f"{key}: {before}, now {now}"

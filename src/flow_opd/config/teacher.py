@@ -16,7 +16,6 @@ from flow_opd.config.base import (
     Settings,
     refuse,
 )
-from flow_opd.config.cold_start import ColdStartSettings, lora_problems
 from flow_opd.config.common import (
     BaseModelSettings,
     CheckpointSettings,
@@ -30,6 +29,7 @@ from flow_opd.config.common import (
     TrainingRunSettings,
     duplicates,
 )
+from flow_opd.config.merge import ColdStartSettings, lora_problems
 from flow_opd.config.rewards import RewardSpec
 from flow_opd.config.state_weights import (
     CustomStateWeights,
@@ -37,7 +37,7 @@ from flow_opd.config.state_weights import (
     StateWeightsSpec,
     state_weights_problems,
 )
-from flow_opd.config.tasks import task_problems
+from flow_opd.config.teachers import task_problems
 
 
 class TeacherSettings(Settings):

@@ -1,8 +1,8 @@
-"""Settings of the experts that a student learns from, each on the tasks that are routed to it."""
+"""Settings of the experts that a student learns from, and how a round holds their tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated
 
 from pydantic import Field
@@ -59,3 +59,39 @@ def teacher_problems(teachers: Sequence[RoutedTeacherSettings]) -> list[Problem]
         )
         for index, name in duplicates([teacher.name for teacher in teachers])
     ]
+
+
+def task_problems(
+    tasks: Set[str], shares: Mapping[str, float] | None, *, prompts: int, key: str, of: str
+) -> list[Problem]:
+    """Returns what is wrong with a round of several tasks: shares of others, or fewer prompts than tasks.
+
+    Args:
+        tasks: of the training.
+        shares: task -> share in a round, or None for equal ones.
+        prompts: of a round.
+        key: setting that decides their number.
+        of: whose tasks these are, for the message.
+    """
+    problems = []
+    if shares is not None and set(shares) != tasks:
+        problems.append(
+            Problem(
+                ("task_shares",),
+                f"shares that do not match the {of}' tasks",
+                sorted(shares),
+                ", ".join(sorted(tasks)),
+                "give one share for each task",
+            )
+        )
+    if prompts < len(tasks):
+        problems.append(
+            Problem(
+                (key,),
+                "a round that cannot hold every task",
+                prompts,
+                f"at least {len(tasks)}, one prompt for each of {', '.join(sorted(tasks))}",
+                "raise it",
+            )
+        )
+    return problems

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flow_opd.method.rollouts import generate_latents, micro_rows
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import Backbone, PromptEncoder, Reward, VelocityField
-from flow_opd.rollout.sampler import generate_latents, micro_rows
 from flow_opd.types import Prompt
 
 Shot = tuple[int, int]  # index of the prompt, and the seed

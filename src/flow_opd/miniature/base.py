@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.miniature.tokenizer import build_tokenizer
+from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import ImageBatch, Prompt
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.files import atomic_folder
 from flow_opd.miniature.autoencoder import as_pixels
 from flow_opd.miniature.judged import DIFFERENCES, JudgedPictures
 from flow_opd.miniature.palette import SIZE
 from flow_opd.miniature.quality import severity
+from flow_opd.quiet import quiet_loading
 from flow_opd.rewards.clip import encode_texts
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.training.seeding import derived_seed, generator

@@ -24,7 +24,7 @@ from flow_opd.config.state_weights import weighted_states
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.rollout.sampler import steps_with_density
+from flow_opd.method.rollouts import steps_with_density
 
 
 @dataclass(frozen=True)

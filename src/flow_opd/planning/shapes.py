@@ -34,15 +34,15 @@ from transformers import (
 )
 
 from flow_opd.adapters.form import LoraForm
+from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.backbones.precision import keep_float32_between_blocks
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError, explain
 from flow_opd.planning.architectures import Architecture, Network
 from flow_opd.planning.meter import Meter, Span
 from flow_opd.planning.shared_adapters import SharedAdapters
+from flow_opd.quiet import quiet_loading
 from flow_opd.types import Conditioning, Prompt
 
 DECODE = "decode"  # part of a reading: images from latents

@@ -10,10 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flow_opd.config.locations import ASSET
-from flow_opd.reports.ledger import Cost, ledger
-from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.numbers import seeds_by_domain
+from flow_opd.reports.recipe import Cost, ledger
 from flow_opd.reports.run import Results
+from flow_opd.reports.tables import results_markdown
 
 TAGS = ("flow-opd", "lora", "on-policy-distillation", "flow-matching", "text-to-image")
 # Licences that come with a base: identifier, name and address as the hub's metadata wants them.

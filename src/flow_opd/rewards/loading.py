@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.errors import RewardError, explain
 from flow_opd.hub import model_folder
+from flow_opd.quiet import quiet_loading
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import json
 import time
 from pathlib import Path
 
-from flow_opd.assembly.launch import join_processes
-from flow_opd.assembly.training import TRAINING, open_run
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.runs.launch import join_processes
+from flow_opd.runs.training import TRAINING, open_run
 from flow_opd.stages.distill import distill
 from flow_opd.stages.evaluate import evaluate
 

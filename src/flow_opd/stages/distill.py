@@ -8,16 +8,24 @@ from pathlib import Path
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.algorithms.opd import OPDPolicies, direct_opd, policy_gradient_opd
-from flow_opd.assembly.adapters import files_of, load_lora
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.encoding import encode_beforehand
-from flow_opd.assembly.identity import fingerprint, prompt_files
-from flow_opd.assembly.launch import check_shares, join_processes
-from flow_opd.assembly.policies import policies_on, routed_teachers
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
-from flow_opd.assembly.training import (
+from flow_opd.config.base import Settings
+from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
+from flow_opd.method.objectives import Target, WeightedTerms
+from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
+from flow_opd.method.policy import Adapters, Policy
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.routing import check_routes
+from flow_opd.method.walk import Walks
+from flow_opd.processes import Processes
+from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
+from flow_opd.runs.adapters import files_of, load_lora
+from flow_opd.runs.base import encode_beforehand, load_backbone
+from flow_opd.runs.identity import fingerprint, prompt_files
+from flow_opd.runs.launch import check_shares, join_processes
+from flow_opd.runs.policies import policies_on, routed_teachers
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.student import COLD_START, cold_start_files, put_student
+from flow_opd.runs.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -26,17 +34,7 @@ from flow_opd.assembly.training import (
     save_student,
     train,
 )
-from flow_opd.assembly.walks import build_walks
-from flow_opd.config.base import Settings
-from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
-from flow_opd.objectives.velocity_gap import Target
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Adapters, Policy
-from flow_opd.processes import Processes
-from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.prompts.routing import check_routes
-from flow_opd.protocols import Backbone, BatchSource, LoadedBackbone, PromptEncoder
-from flow_opd.rollout.walk_batches import Walks
+from flow_opd.runs.walks import build_walks
 from flow_opd.training.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
 

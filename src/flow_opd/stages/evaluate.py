@@ -14,14 +14,6 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.assembly.adapters import load_lora
-from flow_opd.assembly.base import device_of, load_backbone
-from flow_opd.assembly.cells import Cells, ScoreTable
-from flow_opd.assembly.encoding import encode_beforehand
-from flow_opd.assembly.launch import join_processes
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.rewards import build_reward
-from flow_opd.assembly.training import open_run, record
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
@@ -31,15 +23,21 @@ from flow_opd.evaluation.metrics import find_metric
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
-from flow_opd.policies.policy import Policy
+from flow_opd.method.policy import Policy
 from flow_opd.processes import Processes
 from flow_opd.prompts.overlap import identity
 from flow_opd.protocols import LoadedBackbone, PromptEncoder, Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
-from flow_opd.reports.markdown import results_markdown
 from flow_opd.reports.run import load_results
-from flow_opd.reports.terminal import results_view
+from flow_opd.reports.tables import results_markdown, results_view
+from flow_opd.runs.adapters import load_lora
+from flow_opd.runs.base import device_of, encode_beforehand, load_backbone
+from flow_opd.runs.cells import Cells, ScoreTable
+from flow_opd.runs.launch import join_processes
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.rewards import build_reward
+from flow_opd.runs.training import open_run, record
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import generator
 

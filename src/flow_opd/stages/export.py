@@ -11,19 +11,19 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats import COMFYUI_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.formats.verification import by_comfyui, by_diffusers, by_peft, fuse
+from flow_opd.adapters.formats.writing import COMFYUI_FILE, write_comfyui, write_diffusers
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.verification import by_comfyui, by_diffusers, by_peft, fuse
-from flow_opd.assembly.adapters import adapter_of, base_for, load_lora
+from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.backbones.precision import keep_float32_between_blocks
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
-from flow_opd.config.export import ExportSettings
 from flow_opd.config.locations import hub_id
+from flow_opd.config.release import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError, explain
 from flow_opd.files import atomic_folder
+from flow_opd.quiet import quiet_loading
+from flow_opd.runs.adapters import adapter_of, base_for, load_lora
 from flow_opd.types import Conditioning
 
 TRANSFORMER = "transformer"  # folder of the fused weights, as in a diffusers pipeline

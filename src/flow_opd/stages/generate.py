@@ -12,14 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.assembly.adapters import load_lora
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.training import open_run
 from flow_opd.config.generate import GenerateSettings
 from flow_opd.files import write_bytes
-from flow_opd.policies.policy import Policy
+from flow_opd.method.policy import Policy
+from flow_opd.method.rollouts import generate_latents
 from flow_opd.reports.grid import png_bytes
-from flow_opd.rollout.sampler import generate_latents
+from flow_opd.runs.adapters import load_lora
+from flow_opd.runs.base import load_backbone
+from flow_opd.runs.training import open_run
 from flow_opd.training.seeding import generator
 from flow_opd.types import Prompt
 

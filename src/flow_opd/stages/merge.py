@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flow_opd.adapters.merge_report import MergeReport
-from flow_opd.assembly.adapters import load_lora
-from flow_opd.assembly.merging import merge_by, print_report
-from flow_opd.assembly.training import ADAPTER, open_run, record
 from flow_opd.config.merge import MergeSettings
 from flow_opd.files import write_json
+from flow_opd.runs.adapters import load_lora, merge_by, print_report
+from flow_opd.runs.training import ADAPTER, open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:

@@ -12,15 +12,15 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.form import LoraForm
-from flow_opd.assembly.training import STUDENT as STUDENT_ADAPTER
-from flow_opd.assembly.walks import build_walks, refuse_tiny_levels
-from flow_opd.backbones.quiet import quiet_loading
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.routing import HardRouter, RoutedTeachers
+from flow_opd.method.walk import Walks
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.job import Job, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
@@ -38,12 +38,11 @@ from flow_opd.planning.probe import (
 from flow_opd.planning.scoring import Scoring, read_scoring
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
-from flow_opd.policies.routed import RoutedTeachers
 from flow_opd.processes import ALONE
-from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.prompts.routing import HardRouter
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.rollout.walk_batches import Walks
+from flow_opd.quiet import quiet_loading
+from flow_opd.runs.training import STUDENT as STUDENT_ADAPTER
+from flow_opd.runs.walks import build_walks, refuse_tiny_levels
 from flow_opd.stages import distill, teacher
 from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
 from flow_opd.types import Prompt, RewardScores, RewardTable

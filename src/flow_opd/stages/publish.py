@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from flow_opd.adapters.reading import PICKLED, weights_file
-from flow_opd.assembly.adapters import adapter_of
+from flow_opd.adapters.formats.reading import PICKLED, weights_file
 from flow_opd.config.release import PublishSettings
 from flow_opd.errors import DataError, explain
 from flow_opd.hub import hub_errors
+from flow_opd.runs.adapters import adapter_of
 from flow_opd.stages.card import CARD
 
 

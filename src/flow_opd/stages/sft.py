@@ -9,15 +9,22 @@ from torch import Generator, Tensor
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.algorithms.sft import sft_cold_start
-from flow_opd.assembly.adapters import files_of, load_lora
-from flow_opd.assembly.base import load_backbone
-from flow_opd.assembly.encoding import encode_beforehand
-from flow_opd.assembly.identity import fingerprint, hashed, prompt_files
-from flow_opd.assembly.launch import check_shares, join_processes
-from flow_opd.assembly.policies import routed_teachers
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.training import (
+from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
+from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
+from flow_opd.method.policy import Policy
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.routing import check_routes
+from flow_opd.method.sft import sft_cold_start
+from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
+from flow_opd.processes import Processes
+from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
+from flow_opd.runs.adapters import files_of, load_lora
+from flow_opd.runs.base import encode_beforehand, load_backbone
+from flow_opd.runs.identity import fingerprint, hashed, prompt_files
+from flow_opd.runs.launch import check_shares, join_processes
+from flow_opd.runs.policies import routed_teachers
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -26,15 +33,6 @@ from flow_opd.assembly.training import (
     save_student,
     train,
 )
-from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
-from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
-from flow_opd.policies.policy import Policy
-from flow_opd.processes import Processes
-from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.prompts.routing import check_routes
-from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
-from flow_opd.rollout.image_batches import SFTBatching
-from flow_opd.rollout.teacher_images import ImageSampling, TeacherImages
 from flow_opd.training.progress import ProgressBar
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import Trainer

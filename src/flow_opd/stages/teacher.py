@@ -9,16 +9,25 @@ import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.algorithms.grpo import flow_grpo
-from flow_opd.assembly.base import device_of, load_backbone
-from flow_opd.assembly.encoding import encode_beforehand
-from flow_opd.assembly.identity import fingerprint, prompt_files, reward_files
-from flow_opd.assembly.launch import check_shares, join_processes
-from flow_opd.assembly.policies import policies_on
-from flow_opd.assembly.prompts import load_prompts
-from flow_opd.assembly.rewards import build_rewards
-from flow_opd.assembly.student import COLD_START, cold_start_files, put_student
-from flow_opd.assembly.training import (
+from flow_opd.config.state_weights import NamedStateWeights
+from flow_opd.config.teacher import TeacherSettings
+from flow_opd.flow.advantages import NORMALIZATIONS
+from flow_opd.method.groups import GroupSampling
+from flow_opd.method.grpo import flow_grpo
+from flow_opd.method.objectives import WeightedTerms
+from flow_opd.method.policy import Adapters, Policy
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.routing import check_judged
+from flow_opd.method.walk import Walks
+from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
+from flow_opd.runs.base import device_of, encode_beforehand, load_backbone
+from flow_opd.runs.identity import fingerprint, prompt_files, reward_files
+from flow_opd.runs.launch import check_shares, join_processes
+from flow_opd.runs.policies import policies_on
+from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.rewards import build_rewards
+from flow_opd.runs.student import COLD_START, cold_start_files, put_student
+from flow_opd.runs.training import (
     STUDENT,
     loop_settings,
     open_run,
@@ -27,17 +36,7 @@ from flow_opd.assembly.training import (
     save_student,
     train,
 )
-from flow_opd.assembly.walks import build_walks, relative_weights
-from flow_opd.config.state_weights import NamedStateWeights
-from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.advantages import NORMALIZATIONS
-from flow_opd.objectives.weighted import WeightedTerms
-from flow_opd.policies.policy import Adapters, Policy
-from flow_opd.prompts.rounds import PromptRounds
-from flow_opd.prompts.routing import check_judged
-from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
-from flow_opd.rollout.groups import GroupSampling
-from flow_opd.rollout.walk_batches import Walks
+from flow_opd.runs.walks import build_walks, relative_weights
 from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.training.trainer import Trainer
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +148,21 @@ def _as_kept(value: Tensor, parameter: Parameter) -> Tensor | int:
     if value.ndim > 0:
         return value.to(parameter.device)
     return value.clone() if value.is_floating_point() else int(value)
+
+
+def save_batch(batch: Any, target: Path) -> Path:
+    """Writes every tensor of a batch dataclass (nested names joined by dots) and returns the file."""
+    write_bytes(target, save(dict(_tensors(batch, ""))))
+    return target
+
+
+def _tensors(value: Any, prefix: str) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(prefix, value.detach().cpu().contiguous().clone())]
+    if is_dataclass(value):
+        return [
+            pair
+            for part in fields(value)
+            for pair in _tensors(getattr(value, part.name), f"{prefix}.{part.name}".lstrip("."))
+        ]
+    return []

@@ -23,10 +23,9 @@ from flow_opd.training.checkpoint import (
     Snapshot,
     optimizer_tensors,
     restore_optimizer,
+    save_batch,
 )
-from flow_opd.training.ema import EMA
-from flow_opd.training.nonfinite import save_batch
-from flow_opd.training.optimizer import build_optimizer, learning_rate
+from flow_opd.training.optimizer import EMA, build_optimizer, learning_rate
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Flow-GRPO: one teacher on its own reward, or GRPO-Mix: one policy on the rewards of several tasks."""
+
+from __future__ import annotations
+
+from flow_opd.method.groups import GroupRollouts, GroupSampling
+from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
+from flow_opd.method.walk import Walks
+from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
+
+
+def flow_grpo(
+    student: VelocityField,
+    reference: VelocityField,
+    backbone: Backbone,
+    walks: Walks,
+    scorer: Scorer,
+    sampling: GroupSampling,
+    *,
+    clip_range: float,
+    kl_weight: float,
+) -> tuple[BatchSource, WeightedTerms]:
+    """Returns rollouts with group-relative advantages, and PPO's clip + beta KL(student || reference).
+
+    Args:
+        student: the policy that is trained.
+        reference: what it is held to, the bare base.
+        backbone: decodes images.
+        walks: how the student walks.
+        scorer: the rewards, each for the prompts of its tasks.
+        sampling: how groups are drawn, how their scores become advantages, and which steps are trained.
+        clip_range: PPO's clip of the ratio, whose log is a mean over latent dimensions.
+        kl_weight: beta; 0 leaves the KL out, and the reference is not asked.
+
+    Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5; GRPO-Mix is the baseline of Flow-OPD, arXiv
+    2605.08063.
+    """
+    source = GroupRollouts(student, backbone, walks, scorer, sampling)
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
+    terms: list[tuple[float, Term]] = [(1.0, gradient)]
+    if kl_weight > 0:
+        terms.append((1.0, VelocityGap([Target("reference_kl", reference, weight=kl_weight)])))
+    return source, WeightedTerms(student, terms)

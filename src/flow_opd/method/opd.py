@@ -1,0 +1,56 @@
+"""Multi-teacher on-policy distillation, by the direct KL or by policy gradient, with or without MAR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flow_opd.method.corrections import CORRECTIONS, CorrectedRollouts
+from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
+from flow_opd.method.walk import WalkBatches, Walks
+from flow_opd.protocols import Backbone, BatchSource, Term, VelocityField
+
+
+@dataclass(frozen=True)
+class OPDPolicies:
+    """The velocity fields that take part, and the base that they share."""
+
+    backbone: Backbone
+    student: VelocityField
+    teachers: VelocityField  # routed
+    anchor: Target | None
+    """MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2 (Flow-OPD, arXiv 2605.08063)."""
+
+
+def direct_opd(policies: OPDPolicies, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+    """Returns the fused walk, and the gap to the routed teachers + lambda that to the anchor, in one pass."""
+    source = WalkBatches(policies.student, policies.backbone, walks)
+    targets = [Target("teacher_gap", policies.teachers)]
+    if policies.anchor is not None:
+        targets.append(policies.anchor)
+    return source, WeightedTerms(policies.student, [(1.0, VelocityGap(targets))])
+
+
+def policy_gradient_opd(
+    policies: OPDPolicies,
+    walks: Walks,
+    *,
+    correction: str,
+    updates_per_round: int,
+    clip_range: float,
+    advantage_clip: float,
+) -> tuple[BatchSource, WeightedTerms]:
+    """Returns rollouts weighed by the teachers, and PPO's clip + lambda KL(student || anchor)."""
+    source = CorrectedRollouts(
+        policies.student,
+        policies.teachers,
+        policies.backbone,
+        walks,
+        CORRECTIONS.get(correction),
+        advantage_clip=advantage_clip,
+        updates_per_round=updates_per_round,
+    )
+    gradient = ClippedPolicyGradient(walks.dynamics, clip_range=clip_range)
+    terms: list[tuple[float, Term]] = [(1.0, gradient)]
+    if policies.anchor is not None:
+        terms.append((1.0, VelocityGap([policies.anchor])))
+    return source, WeightedTerms(policies.student, terms)

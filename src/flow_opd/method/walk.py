@@ -1,0 +1,149 @@
+"""The fused on-policy walk, and the batches that it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flow_opd.flow.weights import StateWeights, transition_weights
+from flow_opd.method.rollouts import Repeatable, WalkNoise, micro_rows, schedule_rows
+from flow_opd.processes import ALONE, Processes
+from flow_opd.protocols import Backbone, Dynamics, PromptEncoder, VelocityField
+from flow_opd.types import Conditioning, Prompt, Schedule, TransitionBatch
+
+PromptsOfRound = Callable[[int], Sequence[Prompt]]
+Seeder = Callable[..., torch.Generator]
+
+
+@dataclass(frozen=True)
+class Walks:
+    """How a policy walks in training: for which prompts, from which noise, along which steps."""
+
+    prompts_of_round: PromptsOfRound
+    encoder: PromptEncoder
+    seeder: Seeder  # (round, trajectory) -> generator of that trajectory's noise
+    schedule: Schedule
+    dynamics: Dynamics
+    micro_batch_size: int  # trajectories or transitions of one forward pass
+    rank_seeder: Callable[[int, int], torch.Generator] | None = None
+    """(round, step) -> generator of an order of the states; None where no target is asked at a share."""
+    state_weights: StateWeights = transition_weights  # what a velocity gap counts at each step
+    processes: Processes = ALONE  # who shares the trajectories of a round
+
+    def weights(self) -> Tensor:
+        """Returns what a squared velocity gap counts at each step, [T]."""
+        return self.state_weights(self.schedule, self.dynamics)
+
+
+class WalkBatches:
+    """One update per round: every state that the student visits for the prompts of the round.
+
+    Nothing is decoded and no reward runs; a walk of B prompts and T steps costs B T student forwards
+    and backwards, whatever the number of teachers.
+    """
+
+    def __init__(self, student: VelocityField, backbone: Backbone, walks: Walks) -> None:
+        """Takes the policy that is trained, the base, and how to walk."""
+        self.student = student
+        self.backbone = backbone
+        self.walks = walks
+
+    @property
+    def readings(self) -> Mapping[str, float]:
+        """Nothing beyond the objective's own metrics."""
+        return {}
+
+    def round(self, index: int) -> Iterator[Repeatable[TransitionBatch]]:
+        """Yields the one update of round `index`."""
+        yield Repeatable(partial(self._walks, index))
+
+    def _walks(self, index: int) -> Iterator[TransitionBatch]:
+        walks, device = self.walks, self.backbone.device
+        prompts = walks.prompts_of_round(index)
+        # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
+        own = sorted(walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
+        with torch.no_grad():
+            conditioning = walks.encoder.encode_prompts([prompts[row] for row in own]).to(device)
+        ranks = self._ranks(index, len(prompts))
+        for part in micro_rows(len(own), walks.micro_batch_size):
+            rows = own[part.start : part.stop]
+            yield from on_policy_walk(
+                self.student,
+                conditioning.rows(list(part)),
+                schedule=walks.schedule,
+                dynamics=walks.dynamics,
+                weights=walks.weights(),
+                noise=WalkNoise(
+                    self.backbone.latent_shape,
+                    walks.schedule,
+                    [walks.seeder(index, row) for row in rows],
+                    device,
+                ),
+                ranks=None if ranks is None else ranks[rows],
+            )
+
+    def _ranks(self, index: int, total: int) -> Tensor | None:
+        """Returns a random order of the round's trajectories for each step, as places in (0, 1), [B, T].
+
+        The places of a step are 1 / B apart and begin at a random one, so that those below any share are this
+        share in the mean, also where it is no multiple of 1 / B, and as equally many in each round as can be.
+        """
+        if self.walks.rank_seeder is None:
+            return None
+        orders = []
+        for step in range(len(self.walks.schedule)):
+            draw = self.walks.rank_seeder(index, step)
+            order = torch.randperm(total, generator=draw)
+            orders.append((order + torch.rand((), generator=draw, dtype=torch.float64)) / total)
+        return torch.stack(orders, 1)
+
+
+def on_policy_walk(
+    student: VelocityField,
+    conditioning: Conditioning,
+    *,
+    schedule: Schedule,
+    dynamics: Dynamics,
+    weights: Tensor,
+    noise: WalkNoise,
+    ranks: Tensor | None = None,
+) -> Iterator[TransitionBatch]:
+    """Yields, step by step, the states that the student visits, with its velocity still in the graph.
+
+    The state is detached between steps, so the gradient of a direct objective can be taken at each
+    step before the walk goes on: one student forward and one backward per step, no stored
+    trajectories, no decoded image. The caller runs backward on what it got before asking for more;
+    weights must not change during a walk, or the later states are off-policy.
+
+    A state without weight is walked without gradient, and is not yielded.
+
+    Args:
+        student: the policy that is trained; called with gradients.
+        conditioning: B rows.
+        schedule: T steps.
+        dynamics: turns a velocity into the Gaussian of a step.
+        weights: what a squared velocity gap counts at each step, [T], >= 0, on the CPU.
+        noise: of the B trajectories; the walk happens on its device.
+        ranks: place of each state in a random order of its step's states, [B, T], for targets that are
+            asked at a share of them.
+    """
+    state = noise.start
+    conditioning = conditioning.to(state.device)
+    for step, weight in enumerate(weights.tolist()):
+        grid = schedule_rows(schedule, step, len(state), state.device)
+        with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+            velocity = student.velocity(state, grid[0], conditioning)
+        if weight > 0:
+            yield TransitionBatch(
+                state,
+                *grid,
+                conditioning,
+                weight=torch.full_like(grid[0], weight),
+                rank=None if ranks is None else ranks[:, step],
+                velocity=velocity,
+            )
+        state = noise.after(dynamics(state, velocity.detach(), *grid), step)

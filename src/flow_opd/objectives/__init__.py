@@ -1,1 +1,0 @@
-"""What is minimised: terms that judge the student's velocity, and their weighted sum."""

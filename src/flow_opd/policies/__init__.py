@@ -1,1 +1,0 @@
-"""Policies: a backbone with a named adapter and a guidance scale, and mixtures of them."""

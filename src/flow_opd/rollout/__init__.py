@@ -1,1 +1,0 @@
-"""Trajectories: sampling them, and the fused on-policy walk."""

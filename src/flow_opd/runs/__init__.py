@@ -1,0 +1,1 @@
+"""What surrounds a training: run folder, processes, identity, and how its parts are put together."""

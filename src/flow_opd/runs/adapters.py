@@ -1,0 +1,138 @@
+"""Adapters by the names that a configuration gives them, and their merges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flow_opd.adapters.formats.hub import adapter_folder
+from flow_opd.adapters.formats.reading import adapter_files, read_adapter
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.merge_methods import MergeOptions
+from flow_opd.adapters.merge_report import MergeReport
+from flow_opd.adapters.merging import merge
+from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.locations import ASSET, hub_id
+from flow_opd.config.merge import CutMergeSettings, DAREMergeSettings, MergeMethodSpec, TIESMergeSettings
+from flow_opd.config.recorded import CONFIG, base_of, recorded
+from flow_opd.errors import ConfigError, explain
+from flow_opd.processes import is_first_launched
+from flow_opd.runs.training import ADAPTER
+
+
+def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | None = None) -> LoraWeights:
+    """Returns the LoRA that a name means, and prints what was changed or does not agree.
+
+    Args:
+        name: a path, "asset:NAME", "owner/name" or "owner/name@revision".
+        base: the base that it will sit on; says also whether the hub may be asked.
+        key: the configuration key that holds the name, for messages.
+        alpha: of a file that does not say its own.
+
+    Raises:
+        ConfigError: if a path or asset does not exist.
+        AdapterError: if it cannot be had from the hub, or is no LoRA that can be taken exactly.
+    """
+    lora = read_adapter(adapter_folder(name, key=key, offline=base.offline), alpha=alpha)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not is_first_launched())
+    for note in (*lora.notes, *_other_base(lora, base)):
+        console.print(f"note: adapter {name}: {note}", markup=False)
+    return lora
+
+
+def files_of(name: str, base: BaseModelSettings, *, key: str) -> list[Path]:
+    """Returns the files that decide what an adapter does, for a hash of them.
+
+    Raises:
+        ConfigError: if a path or asset does not exist.
+        AdapterError: if it cannot be had from the hub, or is no adapter.
+    """
+    return adapter_files(adapter_folder(name, key=key, offline=base.offline))
+
+
+def adapter_of(source: str) -> str:
+    """Returns the name of the adapter in a run folder, or `source` itself if it is none."""
+    inside = Path(source) / ADAPTER
+    return str(inside) if inside.is_dir() else source
+
+
+def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
+    """Returns the base of a run folder or adapter: what the run recorded, or what the adapter names.
+
+    Raises:
+        ConfigError: if neither says it.
+    """
+    for folder in (Path(source), Path(source).parent):
+        if (folder / CONFIG).is_file():
+            return base_of(recorded(folder))
+    named = read_adapter(adapter_folder(source, key="RUN"), alpha=alpha).base_model
+    if named is None:
+        raise ConfigError(
+            explain(
+                "an adapter that does not name its base",
+                value=source,
+                allowed="a run folder, or an adapter with base_model_name_or_path",
+                fix="say it with --base",
+            )
+        )
+    tokens = 0 if named.startswith(ASSET) else 128  # of no matter: who asks for it reads no prompt
+    return BaseModelSettings(path=named, max_sequence_length=tokens)
+
+
+def _other_base(lora: LoraWeights, base: BaseModelSettings) -> list[str]:
+    """Returns a warning where two hub ids differ; models of one size share shapes."""
+    if lora.base_model is None or lora.base_model == base.path:
+        return []
+    if hub_id(lora.base_model) is None or hub_id(base.path) is None:
+        return []
+    return [
+        f"it says that it belongs to {lora.base_model}, but the base is {base.path}; "
+        "the shapes fit or will be refused, the content may not"
+    ]
+
+
+def merge_by(
+    method: MergeMethodSpec, loras: Sequence[LoraWeights], weights: Sequence[float] | None, *, seed: int
+) -> tuple[LoraWeights, MergeReport]:
+    """Returns the merge that a specification describes, and its report."""
+    options = MergeOptions(
+        density=method.density if isinstance(method, TIESMergeSettings) else MergeOptions.density,
+        drop=method.drop if isinstance(method, DAREMergeSettings) else MergeOptions.drop,
+        seed=seed,
+    )
+    if isinstance(method, CutMergeSettings):
+        return merge(loras, weights, method.name, rank=method.rank, alpha=method.alpha, options=options)
+    return merge(loras, weights, method.name, options=options)
+
+
+def print_report(report: MergeReport, names: Sequence[str]) -> None:
+    """Prints what was kept of each adapter, and in which layers the cut to the rank lost most and least."""
+    console = Console(stderr=True)
+    console.print(
+        f"merge [bold]{report.method}[/bold]: rank {report.rank}, alpha {report.alpha:g}, "
+        f"{100 * report.lost_energy:.2f} % of the energy lost"
+    )
+    table = Table(
+        "adapter", "cosine with the merge", "norm of the merge / its norm", box=None, header_style="dim"
+    )
+    for name, teacher in zip(names, report.teachers, strict=True):
+        values = (teacher.cosine, teacher.norm_ratio)
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
+    if report.lost_energy > 1e-4:
+        kept = sorted((layer.kept_energy, name) for name, layer in report.layers.items())
+        (least, worst), (most, best) = kept[0], kept[-1]
+        console.print(
+            f"energy kept by layer: from {100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best})"
+        )
+    for name, teacher in zip(names, report.teachers, strict=True):
+        if teacher.missing:
+            console.print(
+                f"note: {name} does not change {len(teacher.missing)} of {len(report.modules)} modules, such "
+                f"as {teacher.missing[0]}; they count as zero"
+            )
+    for note in report.notes:
+        console.print(f"note: {note}")

@@ -1,0 +1,85 @@
+"""The cells of an evaluation's table: each row on each domain, kept in a file of its own once finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flow_opd.config.common import PROMPT_CHECKS
+from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.rewards import TRAINING
+from flow_opd.files import sha256, write_json
+from flow_opd.processes import Processes
+from flow_opd.runs.adapters import files_of
+from flow_opd.runs.identity import content, reward_files
+
+ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
+
+
+class Cells:
+    """Finished cells below a folder, each under a hash of everything that it depends on."""
+
+    def __init__(
+        self, folder: Path, settings: EvaluateSettings, *, resume: bool, processes: Processes
+    ) -> None:
+        """Names the folder and hashes base and judges; nothing is read yet.
+
+        Args:
+            folder: holds a file per cell.
+            settings: of the evaluation.
+            resume: takes cells that are finished already; else all are worked out anew.
+            processes: who works on the cells; the main one decides and writes.
+        """
+        self.folder = folder
+        self.settings = settings
+        self.resume = resume
+        self.processes = processes
+        self.seconds_kept = 0.0  # what the cells that were taken over had once cost
+        base = Path(locate_model(settings.base.path, key="base.path"))
+        files = [*sorted(base.rglob("*.safetensors")), *reward_files(settings.rewards)]
+        self._judges = [digest for file in files for digest in content(file)]
+
+    def scores(self, row: str, domain: str, work: Callable[[], ScoreTable]) -> ScoreTable:
+        """Returns the scores of a cell, from its file or else from `work`."""
+        file = self.folder / f"{row}.{domain}.json"
+        key = self.key(row, domain)
+        stored = json.loads(file.read_text()) if self.resume and file.exists() else None
+        if self.processes.decided(stored is not None and stored["key"] == key):
+            assert stored is not None
+            self.seconds_kept += stored["seconds"]
+            return stored["scores"]
+        started = time.monotonic()
+        table = work()
+        if self.processes.is_main:
+            seconds = round(time.monotonic() - started, 1)
+            write_json(file, {"key": key, "seconds": seconds, "scores": table})
+        return table
+
+    def key(self, row: str, domain: str) -> str:
+        """Returns the hash of all that a cell's scores depend on."""
+        settings = self.settings
+        spec = settings.rows[row]
+        adapter = None
+        if spec.adapter is not None:
+            adapter = [
+                sha256(file) for file in files_of(spec.adapter, settings.base, key=f"rows.{row}.adapter")
+            ]
+        parts = {
+            "base": settings.base.model_dump(mode="json", exclude={"offline"}),
+            "judges": self._judges,
+            "adapter": adapter,
+            "guidance": spec.guidance_scale,
+            "prompts": sha256(locate(settings.domains[domain].path)),
+            "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
+            "rewards": [
+                reward.model_dump(mode="json", exclude={*TRAINING, "batch_size"})
+                for reward in settings.rewards
+            ],
+            "steps": settings.num_steps,
+            "seeds": [settings.run.seed, *settings.seeds_of(domain)],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Builds the miniature: its parts, its prompts, its manifest."""
