@@ -32,7 +32,7 @@ def gradients(settings: DistillSettings, rounds: int) -> Tensor:
     """Returns the gradient of each round's update, [rounds, parameters]; the student stays as it is."""
     parts = loaded_parts(settings)
     source, objective, _ = source_and_objective(settings, parts)
-    parameters = list(parts.bank.parameters(STUDENT).values())
+    parameters = list(parts.base.bank.parameters(STUDENT).values())
     found = []
     for index in range(rounds):
         for parameter in parameters:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.distill import DistillSettings
-from flow_opd.runs.base import load_backbone
 from flow_opd.runs.training import STUDENT
 
 

@@ -9,7 +9,7 @@ from official_update import OfficialSchedule
 from torch import Tensor
 
 from flow_opd.protocols import VelocityField
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.types import Prompt
 
 

@@ -32,7 +32,7 @@ from flow_opd.method.policy import Policy
 from flow_opd.method.walk import Walks
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.protocols import VelocityField
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, Prompt
 

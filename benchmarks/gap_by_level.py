@@ -12,20 +12,18 @@ from typing import Any
 
 import torch
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.formats.reading import read_adapter
-from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, rollout, schedule_rows
-from flow_opd.runs.policies import routed_teachers
+from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import load_prompts
-from flow_opd.training.seeding import generator
+from flow_opd.runs.teachers import named_policies
+from flow_opd.seeding import generator
 
 PROMPTS = 48  # held-out prompts of each domain
 
@@ -37,13 +35,13 @@ def gaps(adapter: str) -> dict[str, Any]:
     """
     themselves = [f"teachers.{index}.extrapolation=1" for index in range(4)]
     settings = read(locate("asset:configs/distill.yaml"), DistillSettings, themselves)
-    backbone = load_backbone(settings.base, settings.compute)
-    bank = AdapterBank(backbone)
+    base = Base.load(settings.base, settings.compute)
+    backbone, bank = base.backbone, base.bank
     for teacher in settings.teachers:
         bank.put(teacher.name, read_adapter(locate(teacher.adapter)))
     bank.put("student", read_adapter(locate(adapter)))
-    teachers = routed_teachers(settings, backbone, backbone, bank)
-    policies = {name: Policy(backbone, adapters=bank, adapter=name) for name in ("student", None)}
+    teachers = named_policies(settings, base, backbone).teachers
+    policies = {name: base.policy(name) for name in ("student", None)}
     sampling = settings.sampling
     schedule = make_schedule(
         backbone.sigmas(sampling.num_steps),

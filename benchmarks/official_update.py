@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.distill import DistillSettings
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import Dynamics, LoadedBackbone, VelocityField
-from flow_opd.runs.base import load_backbone
 from flow_opd.runs.training import STUDENT
+from flow_opd.seeding import generator
 from flow_opd.stages.distill import ANCHOR
 from flow_opd.training.optimizer import EMA, build_optimizer, learning_rate
-from flow_opd.training.seeding import generator
 from flow_opd.types import Conditioning, Prompt, Schedule
 
 # (std of a step [M], sigma - sigma' [M]) -> weight of |mean_student - mean_target|^2 per dimension, [M]

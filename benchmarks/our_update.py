@@ -13,20 +13,21 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import DistillSettings
 from flow_opd.method.objectives import WeightedTerms
-from flow_opd.method.opd import OPDPolicies
+from flow_opd.method.opd import OPDPolicies, distillation
 from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.walks import build_walks
 from flow_opd.processes import ALONE
-from flow_opd.protocols import BatchSource, LoadedBackbone, PromptEncoder, VelocityField
-from flow_opd.runs.base import load_backbone
+from flow_opd.protocols import BatchSource, PromptEncoder, VelocityField
+from flow_opd.runs.adapters import load_lora
+from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.student import first_weights, place_student
+from flow_opd.runs.teachers import named_policies
 from flow_opd.runs.training import STUDENT, loop_settings
-from flow_opd.runs.walks import build_walks
-from flow_opd.stages.distill import algorithm_of, bank_of, policies_of
-from flow_opd.training.seeding import derived_seed
+from flow_opd.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
 
 
@@ -59,20 +60,25 @@ def prompt_rounds(settings: DistillSettings) -> PromptRounds:
 class Parts:
     """What a distillation is made of, before it is known how it trains."""
 
-    backbone: LoadedBackbone
+    base: Base  # with all adapters, the student in training
     encoder: PromptEncoder
-    bank: AdapterBank  # with the student in training
     prompts: PromptRounds
 
     def adapters(self) -> dict[str, LoraWeights]:
         """Returns copies of all adapters, as they are now."""
-        return {name: self.bank.weights(name) for name in self.bank.names}
+        return {name: self.base.bank.weights(name) for name in self.base.bank.names}
 
 
 def loaded_parts(settings: DistillSettings) -> Parts:
     """Returns the base of the settings, its teachers, and the student at its cold start."""
-    backbone = load_backbone(settings.base, settings.compute)
-    return Parts(backbone, backbone, bank_of(settings, backbone, ALONE)[0], prompt_rounds(settings))
+    base = Base.load(settings.base, settings.compute)
+    key = "teachers.adapter"
+    loras = {each.name: load_lora(each.adapter, settings.base, key=key) for each in settings.teachers}
+    for name, lora in loras.items():
+        base.put(name, lora)
+    start = first_weights(settings.cold_start, base, seed=settings.run.seed, teachers=loras)
+    place_student(base, start, settings.lora, seed=settings.run.seed)
+    return Parts(base, base.backbone, prompt_rounds(settings))
 
 
 def source_and_objective(
@@ -80,7 +86,7 @@ def source_and_objective(
 ) -> tuple[BatchSource, WeightedTerms, OPDPolicies]:
     """Returns where the updates of the stage `distill` come from, what they minimise, and its policies."""
     walks = build_walks(
-        parts.backbone,
+        parts.base.backbone,
         parts.encoder,
         parts.prompts,
         settings.sampling,
@@ -89,8 +95,8 @@ def source_and_objective(
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
     )
-    policies = policies_of(settings, parts.backbone, parts.encoder, parts.bank)
-    return *algorithm_of(settings, policies, walks), policies
+    policies = named_policies(settings, parts.base, parts.encoder)
+    return *distillation(settings, policies, walks), policies
 
 
 def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> Distillation:
@@ -101,13 +107,13 @@ def our_distillation(settings: DistillSettings, parts: Parts, folder: Path) -> D
         parts: which the settings name, or others in their place.
         folder: for checkpoints; none is written here.
     """
-    backbone, bank = parts.backbone, parts.bank
+    backbone, bank = parts.base.backbone, parts.base.bank
     source, objective, policies = source_and_objective(settings, parts)
     trainer = Trainer(
         parameters=bank.parameters(STUDENT),
         source=source,
         objective=objective,
-        settings=loop_settings(settings, settings.updates_per_round(), backbone),
+        settings=loop_settings(settings, parts.base, rounds=settings.run.rounds),
         folder=folder,
         identity="benchmark",
     )

@@ -25,19 +25,20 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import locate
 from flow_opd.config.plan import PlanSettings
+from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.walks import build_walks
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.processes import ALONE
 from flow_opd.protocols import PromptEncoder
 from flow_opd.quiet import quiet_loading
-from flow_opd.runs.base import load_backbone
-from flow_opd.runs.walks import build_walks
-from flow_opd.stages.distill import algorithm_of, policies_of
+from flow_opd.runs.base import Base
+from flow_opd.runs.teachers import named_policies
 from flow_opd.stages.plan import plan_training
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, Prompt
@@ -66,18 +67,18 @@ class Encoded:
 def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
     """Returns the real training of the settings, with weights, and its base."""
     prompts = [Prompt("a red circle", task) for task in settings.teacher_of_task()]
-    real = load_backbone(settings.base, settings.compute)
-    bank = AdapterBank(real)
+    base = Base.load(settings.base, settings.compute)
+    real, bank = base.backbone, base.bank
     encoder = Encoded(real, [*prompts, Prompt("", "")])
     real.free_encoders()
     real.free_vae()
     for teacher in settings.teachers:
-        bank.load(teacher.name, locate(teacher.adapter))
+        bank.put(teacher.name, read_adapter(locate(teacher.adapter)))
     if settings.anchor is not None and settings.anchor.adapter is not None:
-        bank.load("anchor", locate(settings.anchor.adapter))
+        bank.put("anchor", read_adapter(locate(settings.anchor.adapter)))
     assert settings.cold_start is not None
     assert settings.cold_start.adapter is not None
-    bank.load("student", locate(settings.cold_start.adapter))
+    bank.put("student", read_adapter(locate(settings.cold_start.adapter)))
     bank.train("student")
     groups = PromptRounds(prompts, 0, settings.prompts_per_round)
     walks = build_walks(
@@ -90,7 +91,7 @@ def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
     )
-    source, objective = algorithm_of(settings, policies_of(settings, real, encoder, bank), walks)
+    source, objective = distillation(settings, named_policies(settings, base, encoder), walks)
     trainer = Trainer(
         parameters=bank.parameters("student"),
         source=source,

@@ -37,11 +37,12 @@ from flow_opd.config.file.reader import from_values
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.flow.gaussian import sample, transition_kl
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.walks import build_walks
 from flow_opd.processes import ALONE
 from flow_opd.protocols import Objective
-from flow_opd.runs.walks import build_walks
-from flow_opd.stages.distill import algorithm_of, policies_of
+from flow_opd.runs.teachers import named_policies
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import LossOutput, TransitionBatch
 
@@ -181,7 +182,7 @@ def distilled(lab: Laboratory, name: str, texts: Encoded, *, scale: float, seed:
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,
     )
-    source, objective = algorithm_of(settings, policies_of(settings, cast.backbone, texts, cast.bank), walks)
+    source, objective = distillation(settings, named_policies(settings, cast.base, texts), walks)
     parameters = cast.bank.parameters(STUDENT)
     hooks = [one.register_hook(lambda gradient: gradient / scale) for one in parameters.values()]
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from flow_opd.config.locations import locate
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import PromptEncoder
 from flow_opd.quiet import quiet_loading
+from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import load_prompts
 from flow_opd.types import Conditioning, Prompt, TransitionBatch
 
@@ -124,6 +125,8 @@ class Cast:
         self.backbone = load(lab.base, number_format)
         self.texts: PromptEncoder = texts or self.backbone
         self.bank = AdapterBank(self.backbone)
+        settings = BaseModelSettings(path=lab.base, max_sequence_length=0)
+        self.base = Base(settings, ComputeSettings(device="cpu"), self.backbone, self.bank)
         for name, lora in lab.loras.items():
             self.bank.put(name, lora)
         self.bank.train(STUDENT)

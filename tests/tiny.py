@@ -32,7 +32,7 @@ from flow_opd.method.objectives import Target, VelocityMatching, WeightedTerms
 from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.method.policy import Policy
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.routing import HardRouter, RoutedTeachers, Teacher
+from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
 from flow_opd.method.sft import sft_cold_start
 from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
 from flow_opd.method.walk import Walks
@@ -40,7 +40,7 @@ from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.table import TrainingReward, TrainingRewards
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt, RewardScores
 
@@ -165,8 +165,8 @@ class Tiny:
 
     def teachers(self) -> RoutedTeachers:
         fields = {
-            "shapes": Teacher(self.policy("teacher-shapes")),
-            "signs": Teacher(self.policy("teacher-signs", 2.0)),
+            "shapes": TeacherField(self.policy("teacher-shapes")),
+            "signs": TeacherField(self.policy("teacher-signs", 2.0)),
         }
         return RoutedTeachers(fields, HardRouter({SHAPE: "shapes", SIGN: "signs"}))
 

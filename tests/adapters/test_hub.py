@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
 )
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats.hub import adapter_folder
 from flow_opd.adapters.formats import hub
+from flow_opd.adapters.formats.hub import adapter_folder
 from flow_opd.adapters.lora import WEIGHTS_FILE
 from flow_opd.errors import AdapterError, ConfigError
 
@@ -34,7 +34,7 @@ def cache(bank: AdapterBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "cache" / "models--owner--teacher"
     snapshot = repository / "snapshots" / COMMIT
-    bank.save("student", snapshot)
+    bank.weights("student").write(snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
 from flow_opd.errors import AdapterError
 
@@ -26,7 +27,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 @pytest.fixture
 def saved(bank: AdapterBank, tmp_path: Path) -> Path:
     """The student's folder: rank 4, alpha 8."""
-    bank.save("student", tmp_path / "student", base_model="base/name")
+    bank.weights("student").write(tmp_path / "student", base_model="base/name")
     return tmp_path / "student"
 
 
@@ -54,7 +55,7 @@ def test_we_load_what_peft_saves(backbone: Any, inputs: Any, tmp_path: Path) -> 
     theirs = get_peft_model(deepcopy(backbone.transformer), config).eval()
     theirs.save_pretrained(tmp_path / "peft")
     bank = AdapterBank(backbone)
-    bank.load("theirs", tmp_path / "peft")
+    bank.put("theirs", read_adapter(tmp_path / "peft"))
     assert (bank.settings("theirs").rank, bank.settings("theirs").alpha) == (3, 9.0)
     bank.train("theirs")  # torch's matmul folds, and so rounds, by requires_grad: compare like with like
     assert torch.equal(backbone.transformer(**inputs).sample, theirs(**inputs).sample)
@@ -62,14 +63,14 @@ def test_we_load_what_peft_saves(backbone: Any, inputs: Any, tmp_path: Path) -> 
 
 def test_null_base_and_task_type_are_accepted(bank: AdapterBank, saved: Path) -> None:
     edit_config(saved, base_model_name_or_path=None, task_type=None)
-    bank.load("again", saved)
+    bank.put("again", read_adapter(saved))
     assert all(torch.equal(value, bank.state("student")[key]) for key, value in bank.state("again").items())
 
 
 def test_folder_is_deterministic_and_keeps_other_files(bank: AdapterBank, saved: Path) -> None:
     (saved / "README.md").write_text("card")
     first = {path.name: path.read_bytes() for path in saved.iterdir()}
-    bank.save("student", saved, base_model="base/name")
+    bank.weights("student").write(saved, base_model="base/name")
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == first
     assert sorted(path.name for path in saved.parent.iterdir()) == ["student"]  # no staging folder is left
 
@@ -77,16 +78,16 @@ def test_folder_is_deterministic_and_keeps_other_files(bank: AdapterBank, saved:
 def test_unwritable_folder(bank: AdapterBank, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(AdapterError, match="cannot write"):
-        bank.save("student", tmp_path / "file" / "adapter")
+        bank.weights("student").write(tmp_path / "file" / "adapter")
     with pytest.raises(AdapterError, match="cannot write"):
-        bank.save("student", tmp_path / "file")
+        bank.weights("student").write(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_adapter_of_a_wider_base(wide_backbone: Any, saved: Path) -> None:
     wide = AdapterBank(wide_backbone)
     with pytest.raises(AdapterError, match="another base: its width differs"):
-        wide.load("student", saved)
+        wide.put("student", read_adapter(saved))
     assert wide.names == ()
 
 
@@ -95,14 +96,14 @@ def test_adapter_of_a_deeper_base(bank: AdapterBank, saved: Path) -> None:
     deeper = {key.replace("blocks.1.", "blocks.7."): value.clone() for key, value in tensors.items()}
     save_file(tensors | deeper, saved / WEIGHTS_FILE)
     with pytest.raises(AdapterError, match=r"not in this base.*transformer_blocks\.7"):
-        bank.load("deeper", saved)
+        bank.put("deeper", read_adapter(saved))
 
 
 def test_a_module_is_missing(bank: AdapterBank, saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     save_file({k: v for k, v in tensors.items() if "blocks.1.attn.to_q." not in k}, saved / WEIGHTS_FILE)
     with pytest.raises(AdapterError, match=r"'missing': \['transformer_blocks.1.attn.to_q'\]"):
-        bank.load("partial", saved)
+        bank.put("partial", read_adapter(saved))
 
 
 def test_one_factor_is_missing(saved: Path) -> None:
@@ -151,7 +152,7 @@ def test_truncated_weights(saved: Path, length: int) -> None:
 def test_missing_file(bank: AdapterBank, saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(AdapterError, match=f"No such file.*{name}"):
-        bank.load("new", saved)
+        bank.put("new", read_adapter(saved))
 
 
 def test_weights_that_are_not_finite(saved: Path) -> None:

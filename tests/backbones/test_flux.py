@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.flux import FluxBackbone, pack, token_positions, unpack
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError
@@ -206,14 +207,14 @@ def test_the_default_lora_reaches_every_attention_of_flux(tmp_path: Path) -> Non
     assert [name for name in linears if more.targets(name)] == single  # as the guide says
     assert LoraForm(target_modules=("proj_out",)).targets("proj_out")  # the last layer too
 
-    bank.save("student", tmp_path / "adapter")
+    bank.weights("student").write(tmp_path / "adapter")
     noise, sigma = draw_noise(base.latent_shape, seeds()), torch.full((4,), 0.5)
     with bank.using("student"), torch.no_grad():
         expected_velocity = base.velocity(noise, sigma, base.encode_prompts(PROMPTS))
     again = new_base()
     bare = again.velocity(noise, sigma, again.encode_prompts(PROMPTS))
     other = AdapterBank(again)
-    other.load("loaded", tmp_path / "adapter")
+    other.put("loaded", read_adapter(tmp_path / "adapter"))
     with other.using("loaded"), torch.no_grad():
         found = again.velocity(noise, sigma, again.encode_prompts(PROMPTS))
     assert torch.equal(found, expected_velocity)

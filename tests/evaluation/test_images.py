@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flow_opd.evaluation.images import Album, EvaluationSet, ImageSampler
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from tiny import PROMPTS, REDNESS, Tiny
 
 SHAPES = EvaluationSet("shapes", PROMPTS, (3, 5))

@@ -23,11 +23,10 @@ from flow_opd.flow.weights import (
 )
 from flow_opd.method.corrections import CorrectedRollouts
 from flow_opd.method.groups import GroupRollouts, GroupSampling
-from flow_opd.method.grpo import flow_grpo
+from flow_opd.method.grpo import flow_grpo, grpo
 from flow_opd.method.objectives import VelocityGap, WeightedTerms
 from flow_opd.method.opd import direct_opd, policy_gradient_opd
 from flow_opd.method.walk import WalkBatches
-from flow_opd.stages.teacher import algorithm_of
 from flow_opd.training.trainer import LoopSettings, Trainer
 from tiny import REDNESS, Recorder, Tiny
 
@@ -43,7 +42,7 @@ def names(objective: WeightedTerms) -> list[tuple[float, str]]:
     return found
 
 
-def grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
+def tiny_grpo(tiny: Tiny, kl_weight: float) -> WeightedTerms:
     _, objective = flow_grpo(
         tiny.student,
         tiny.policy(None),
@@ -71,8 +70,8 @@ def test_each_algorithm_is_a_source_and_a_sum_of_terms(tiny: Tiny) -> None:
     assert names(objective) == [(1.0, "policy_gradient"), (0.02, "anchor_gap")]
     with pytest.raises(ConfigError, match="unknown correction"):
         policy_gradient_opd(tiny.policies(), tiny.walks(), correction="kl", **options)
-    assert names(grpo(tiny, 0.0)) == [(1.0, "policy_gradient")]
-    assert names(grpo(tiny, 0.3)) == [(1.0, "policy_gradient"), (0.3, "reference_kl")]
+    assert names(tiny_grpo(tiny, 0.0)) == [(1.0, "policy_gradient")]
+    assert names(tiny_grpo(tiny, 0.3)) == [(1.0, "policy_gradient"), (0.3, "reference_kl")]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_a_teachers_state_weights_reach_its_advantages(tiny: Tiny, spec: Any, ex
     }
     settings = from_values(values, TeacherSettings)
     walks = tiny.walks()
-    source, _ = algorithm_of(settings, tiny.student, tiny.policy(None), tiny.backbone, walks, REDNESS)
+    source, _ = grpo(settings, tiny.student, tiny.policy(None), tiny.backbone, walks, REDNESS, seed=0)
     assert isinstance(source, GroupRollouts)
     found = source.sampling.state_weights(walks.schedule, walks.dynamics)
     assert torch.equal(found, expected(walks.schedule, walks.dynamics))

@@ -29,7 +29,7 @@ from flow_opd.method.corrections import clip_advantages, sampled_log_ratio
 from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.method.walk import Walks
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.types import Prompt, StepDistribution
 from tiny import PlainPrompts, SmallNet, gradients, unconditional
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flow_opd.method.joint import FieldShare, joint_velocities, whole_share
 from flow_opd.method.policy import Policy
-from flow_opd.method.routing import HardRouter, RoutedTeachers, Teacher
+from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
 from flow_opd.types import Conditioning, Prompt
 from tiny import PROMPTS, SHAPE, SIGN, GaussianFlow, Tiny
 
@@ -134,7 +134,7 @@ def test_an_extrapolated_teacher_lies_beyond_itself_as_seen_from_the_base(tiny: 
         tiny.policy(None, 2.0),
     )
     routed = RoutedTeachers(
-        {"shapes": Teacher(shapes), "signs": Teacher(signs, bare, extrapolation=1.6)},
+        {"shapes": TeacherField(shapes), "signs": TeacherField(signs, bare, extrapolation=1.6)},
         HardRouter({SHAPE: "shapes", SIGN: "signs"}),
     )
     found = routed.velocity(*here)

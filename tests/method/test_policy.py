@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flow_opd.errors import DataError
 from flow_opd.method.policy import Policy
-from flow_opd.method.routing import HardRouter, RoutedTeachers, Teacher
+from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
 from flow_opd.protocols import VelocityField
 from flow_opd.types import Conditioning, Prompt
 from tiny import PROMPTS, SHAPE, SIGN, Tiny
@@ -104,7 +104,8 @@ def test_each_policy_uses_its_own_adapter_and_leaves_the_student_active(
 def test_routed_rows_are_each_teachers_own(tiny: Tiny, here: tuple[Tensor, Tensor, Conditioning]) -> None:
     shapes, signs = Counted(tiny.policy("teacher-shapes")), Counted(tiny.policy("teacher-signs", 2.0))
     routed = RoutedTeachers(
-        {"shapes": Teacher(shapes), "signs": Teacher(signs)}, HardRouter({SHAPE: "shapes", SIGN: "signs"})
+        {"shapes": TeacherField(shapes), "signs": TeacherField(signs)},
+        HardRouter({SHAPE: "shapes", SIGN: "signs"}),
     )
     with torch.no_grad():
         found = routed.velocity(*here)
@@ -120,7 +121,8 @@ def test_routed_rows_are_each_teachers_own(tiny: Tiny, here: tuple[Tensor, Tenso
 def test_a_teacher_without_rows_is_not_called(tiny: Tiny, here: tuple[Tensor, Tensor, Conditioning]) -> None:
     shapes, signs = Counted(tiny.policy("teacher-shapes")), Counted(tiny.policy("teacher-signs"))
     routed = RoutedTeachers(
-        {"shapes": Teacher(shapes), "signs": Teacher(signs)}, HardRouter({SHAPE: "shapes", SIGN: "signs"})
+        {"shapes": TeacherField(shapes), "signs": TeacherField(signs)},
+        HardRouter({SHAPE: "shapes", SIGN: "signs"}),
     )
     latents, sigma, conditioning = here
     routed.velocity(latents[[0, 2]], sigma[[0, 2]], conditioning.rows([0, 2]))
@@ -135,7 +137,7 @@ def test_soft_routing_mixes_linearly(tiny: Tiny, here: tuple[Tensor, Tensor, Con
     }
     with torch.no_grad():
         found = RoutedTeachers(
-            {name: Teacher(field) for name, field in fields.items()}, SoftRouter()
+            {name: TeacherField(field) for name, field in fields.items()}, SoftRouter()
         ).velocity(*here)
         one, two = (fields[name].field.velocity(*here) for name in ("one", "two"))
         alpha = SoftRouter().weights(here[2])[:, :, None, None, None]
@@ -144,6 +146,8 @@ def test_soft_routing_mixes_linearly(tiny: Tiny, here: tuple[Tensor, Tensor, Con
 
 
 def test_a_task_without_a_teacher_is_refused(tiny: Tiny, here: tuple[Tensor, Tensor, Conditioning]) -> None:
-    routed = RoutedTeachers({"shapes": Teacher(tiny.policy("teacher-shapes"))}, HardRouter({SHAPE: "shapes"}))
+    routed = RoutedTeachers(
+        {"shapes": TeacherField(tiny.policy("teacher-shapes"))}, HardRouter({SHAPE: "shapes"})
+    )
     with pytest.raises(DataError, match="no teacher"):
         routed.velocity(*here)

@@ -25,7 +25,7 @@ from flow_opd.method.sft import sft_cold_start
 from flow_opd.method.teacher_images import ImageBatches, ImageSampling, SFTBatching, TeacherImages
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import VelocityField
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt
 from tiny import PROMPTS, SHAPE, SIGN, GaussianFlow, PlainPrompts, Recorder, SmallNet, Tiny, unconditional

@@ -13,7 +13,7 @@ from flow_opd.backbones.pipeline import grid
 from flow_opd.config.common import SamplingSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS
-from flow_opd.runs.walks import refuse_tiny_levels
+from flow_opd.method.walks import refuse_tiny_levels
 
 
 def sd3_grid(steps: int = 10) -> Tensor:

@@ -78,7 +78,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
             key: torch.randn(value.shape, generator=draw) / 5 for key, value in bank.state(name).items()
         }
         bank.load_state(name, filled)
-        bank.save(name, folder / name)
+        bank.weights(name).write(folder / name)
     return Disk(folder / "base", {name: folder / name for name in ("a", "b", "c", "wide")})
 
 

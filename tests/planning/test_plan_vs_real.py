@@ -14,21 +14,23 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
+from flow_opd.method.grpo import grpo
+from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.walks import build_walks
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
 from flow_opd.processes import ALONE
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.runs.base import load_backbone
-from flow_opd.runs.walks import build_walks
-from flow_opd.stages import distill, teacher
+from flow_opd.runs.base import Base
+from flow_opd.runs.teachers import named_policies
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Conditioning, Prompt, RewardScores, RewardTable
 
@@ -77,8 +79,8 @@ class Round:
 
 
 def real_round(settings: TrainingSettings, disk: Any) -> Round:
-    backbone = load_backbone(settings.base, settings.compute)
-    bank = AdapterBank(backbone)
+    base = Base.load(settings.base, settings.compute)
+    backbone, bank = base.backbone, base.bank
     encoded = backbone.encode_prompts([PROMPTS[0]])
 
     def known(prompts: Sequence[Prompt]) -> Conditioning:
@@ -102,16 +104,15 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
     )
     if isinstance(settings, DistillSettings):
         for name, folder in (("a", "a"), ("b", "b"), ("anchor", "c"), ("student", "wide")):
-            bank.load(name, disk.adapters[folder])
+            bank.put(name, read_adapter(disk.adapters[folder]))
         bank.train("student")
-        parts = distill.algorithm_of(settings, distill.policies_of(settings, backbone, encoder, bank), walks)
+        parts = distillation(settings, named_policies(settings, base, encoder), walks)
     else:
         bank.add("student", LoraForm.of(settings.lora), 0)
         bank.train("student")
-        student, reference = (
-            teacher.policy_of(settings, backbone, encoder, bank, name) for name in ("student", None)
-        )
-        parts = teacher.algorithm_of(settings, student, reference, backbone, walks, NoReward())
+        scale = settings.sampling.guidance_scale
+        student, reference = (base.policy(name, scale, encoder=encoder) for name in ("student", None))
+        parts = grpo(settings, student, reference, backbone, walks, NoReward(), seed=0)
     return Round(*parts, list(bank.parameters("student").values()))
 
 

@@ -151,7 +151,7 @@ def test_the_lines_of_a_published_card(facts: CardFacts) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_lines_load_the_adapter_on_a_tiny_base(dtype: str, facts: CardFacts, tmp_path: Path) -> None:
     new_tiny_pipeline().save_pretrained(tmp_path / "base")
-    Tiny().bank.save("student", tmp_path / "adapter")
+    Tiny().bank.weights("student").write(tmp_path / "adapter")
     absent = ("text_encoder_3", "tokenizer_3")
     lines = loading_lines(
         replace(

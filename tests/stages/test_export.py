@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     new_tiny_pipeline().save_pretrained(folder / "base")
     tiny = Tiny()
-    tiny.bank.save("student", folder / "run" / "adapter", base_model=str(folder / "base"))
+    tiny.bank.weights("student").write(folder / "run" / "adapter", base_model=str(folder / "base"))
     return folder
 
 
@@ -212,7 +212,7 @@ def test_a_base_with_t5_is_compared_without_its_encoders(
     """An adapter that is no run of ours says no length of prompts, and none is needed."""
     tiny_sd3(t5=True).save_pretrained(tmp_path / "base")
     student = TinyOn(SD3Backbone(tiny_sd3(t5=True), max_sequence_length=6))
-    student.bank.save("student", tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    student.bank.weights("student").write(tmp_path / "adapter", base_model=str(tmp_path / "base"))
     loaded = []
     build = export.load_backbone
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch.nn import Parameter
 
 from flow_opd.config.common import EMASettings, OptimizerSettings
+from flow_opd.seeding import derived_seed, generator
 from flow_opd.training.checkpoint import save_batch
 from flow_opd.training.optimizer import EMA, build_optimizer, learning_rate
 from flow_opd.training.progress import MetricsLog
-from flow_opd.training.seeding import derived_seed, generator
 from flow_opd.types import Conditioning, TransitionBatch
 
 

@@ -17,6 +17,7 @@ from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
 from flow_opd.errors import NonFiniteError
 from flow_opd.method.objectives import VelocityMatching, WeightedTerms
+from flow_opd.runs.base import Base
 from flow_opd.runs.training import loop_settings
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import ImageBatch, LossOutput
@@ -222,9 +223,11 @@ def test_a_base_in_float16_scales_the_loss_by_its_latent_dimensions(tiny: Tiny) 
     settings = read(locate("asset:configs/distill.yaml"), DistillSettings, ["run.out=unused"])
     scales = {
         dtype: loop_settings(
-            settings.model_copy(update={"base": settings.base.model_copy(update={"dtype": dtype})}),
-            1,
-            tiny.backbone,
+            settings,
+            Base(
+                settings.base.model_copy(update={"dtype": dtype}), settings.compute, tiny.backbone, tiny.bank
+            ),
+            rounds=1,
         ).loss_scale
         for dtype in ("float32", "bfloat16", "float16")
     }

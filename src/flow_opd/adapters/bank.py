@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -14,7 +14,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from flow_opd.adapters.form import LoraForm
-from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights, check_fit, targeted_linears
 from flow_opd.adapters.routed_linear import Route, RoutedLinear
 from flow_opd.errors import AdapterError, explain, nearest
@@ -75,6 +74,11 @@ class AdapterBank:
         """The adapter that a forward pass uses now; None = the bare base."""
         return self._active
 
+    def free_name(self, name: str) -> str:
+        """Returns `name`, or where it is taken the first of name-2, name-3 ... that is not."""
+        names = (name, *(f"{name}-{number}" for number in range(2, len(self._settings) + 2)))
+        return next(each for each in names if each not in self._settings)
+
     def settings(self, name: str) -> LoraForm:
         """Returns rank, alpha and targets of an adapter."""
         self._check_known(name)
@@ -104,22 +108,22 @@ class AdapterBank:
         check_fit(lora, targeted_linears(self._modules, lora.settings))
         self._attach(name, lora.settings, lora.factors)
 
-    def load(self, name: str, folder: Path | str) -> None:
-        """Adds the adapter of a folder or file of any known kind, with its own rank and alpha.
+    def remove(self, name: str) -> None:
+        """Takes an adapter off the base.
 
         Raises:
-            AdapterError: if it is incomplete or damaged, or the LoRA belongs to another base.
+            AdapterError: if there is no such adapter.
         """
-        self._check_new(name)
-        self.put(name, read_adapter(folder))
-
-    def save(self, name: str, folder: Path | str, base_model: str | None = None) -> None:
-        """Writes an adapter as a PEFT folder; `base_model` names the base in its config.
-
-        Raises:
-            AdapterError: if there is no such adapter or the folder cannot be written.
-        """
-        self.weights(name).write(folder, base_model)
+        self._check_known(name)
+        assert self._active == self._student, "remove() inside of using()"
+        if name == self._student:
+            self._student = self._active = None
+            self._route.parts = ()
+        del self._settings[name]
+        with warnings.catch_warnings():  # of the one that PEFT activates in its place, which nobody reads
+            warnings.simplefilter("ignore")
+            cast(PeftModel, self._backbone.transformer).delete_adapter(_key(name))
+        self._freeze_all_but_the_student()
 
     def train(self, name: str) -> None:
         """Makes `name` the student: active outside of `using`, and the only adapter with gradients.
@@ -227,10 +231,10 @@ class AdapterBank:
         config._register_custom_module({nn.Linear: RoutedLinear})
         # PEFT initialises from the global generator; the draws are overwritten below, and must not show.
         with torch.random.fork_rng(devices=[]):
-            if self._settings:
-                cast(PeftModel, self._backbone.transformer).add_adapter(_key(name), config)
+            bare = self._backbone.transformer
+            if isinstance(bare, PeftModel):
+                bare.add_adapter(_key(name), config)
             else:
-                bare = self._backbone.transformer
                 self._backbone.transformer = get_peft_model(bare, config, adapter_name=_key(name))
         base = cast(PeftModel, self._backbone.transformer).get_base_model()
         self._layers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ class LoraWeights:
         """Returns the weight change (alpha / rank) B A of `module`, [out, in], float32."""
         down, up = self.factors[module]
         return self.scale * (up.float() @ down.float())
+
+    def digest(self) -> str:
+        """Returns a hash of rank, alpha and all factors."""
+        found = hashlib.sha256(f"{self.rank} {self.alpha}".encode())
+        for key, tensor in pack_factors(self.factors, "").items():
+            found.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def write(self, folder: Path | str, base_model: str | None = None) -> None:
         """Writes a PEFT folder, complete or not at all.

@@ -220,6 +220,30 @@ class TrainingRunSettings(RunSettings):
     """Rounds of training: collect, then update."""
 
 
+class TrainingStage(Settings):
+    """What every training of an adapter names beside its method."""
+
+    run: TrainingRunSettings
+    """Run folder, seed and length."""
+    base: BaseModelSettings
+    """The frozen pipeline that all adapters share."""
+    compute: TrainingComputeSettings = TrainingComputeSettings()
+    """Device, memory and speed."""
+    embeddings: EmbeddingSettings | None = None
+    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
+
+
+class TrainingConfig(Settings):
+    """What every training of an adapter is set by, on the command line and in Python."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW."""
+    ema: EMASettings | None = EMASettings()
+    """Average of the adapter's weights, or null for none."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """Saving for a resume."""
+
+
 class PromptsSettings(Settings):
     """A file of prompts."""
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
 from flow_opd.config.common import (
-    BaseModelSettings,
-    CheckpointSettings,
-    EMASettings,
-    EmbeddingSettings,
     LoraSettings,
-    OptimizerSettings,
     PromptsSettings,
     SamplingSettings,
-    TrainingComputeSettings,
-    TrainingRunSettings,
+    TrainingConfig,
+    TrainingStage,
 )
 from flow_opd.config.merge import ColdStartSettings, lora_problems
 from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, state_weights_problems
@@ -90,29 +85,13 @@ ObjectiveSpec = Annotated[
 ]
 
 
-class DistillSettings(Settings):
-    """Multi-teacher on-policy distillation: the student walks, the routed teachers correct every step."""
+class DistillConfig(TrainingConfig):
+    """How teachers are distilled: objective, walk, rounds, optimizer."""
 
-    run: TrainingRunSettings
-    """Run folder, seed and length."""
-    base: BaseModelSettings
-    """The frozen pipeline that student and teachers share."""
-    compute: TrainingComputeSettings = TrainingComputeSettings()
-    """Device, memory and speed."""
-    embeddings: EmbeddingSettings | None = None
-    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
-    teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
-    """The experts."""
-    anchor: AnchorSettings | None = None
-    """The quality expert on all prompts, or null for none."""
-    cold_start: ColdStartSettings | None = None
-    """Where the student starts, or null for a fresh adapter."""
     objective: ObjectiveSpec = DirectKLSettings()
     """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
-    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
-    """Training prompts of all tasks."""
     state_weights: StateWeightsSpec = NamedStateWeights(name="velocity")
     """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': what a gap in velocity counts at each
     state; a word, or a section with its name. The policy gradients weigh only the gap to the anchor by it."""
@@ -124,43 +103,32 @@ class DistillSettings(Settings):
     """Trajectories of one forward and backward pass; it changes memory, not results."""
     sampling: SamplingSettings = SamplingSettings()
     """How the student walks."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """AdamW."""
-    ema: EMASettings | None = EMASettings()
-    """Average of the adapter's weights, or null for none."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """Saving for a resume."""
 
     def updates_per_round(self) -> int:
         """Returns the optimizer updates of a round; the direct KL is on-policy and takes one."""
         return 1 if isinstance(self.objective, DirectKLSettings) else self.objective.updates_per_round
 
-    def teacher_of_task(self) -> dict[str, str]:
-        """Returns task -> name of its teacher."""
-        return teachers_by_task(self.teachers)
-
-    def anchor_share(self, anchor: AnchorSettings) -> float:
-        """Returns the share of the states at which an anchor is asked."""
-        if anchor.share is not None:
-            return anchor.share
+    def default_anchor_share(self) -> float:
+        """Returns the share of the states at which an anchor is asked that names none."""
         return ANCHOR_SHARE if isinstance(self.objective, DirectKLSettings) else 1.0
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> DistillSettings:
-        problems = [
-            *teacher_problems(self.teachers),
-            *self._anchor_problems(),
-            *self._policy_gradient_problems(),
-            *state_weights_problems(self.state_weights, self.sampling.num_steps),
-            *lora_problems(self.lora, self.cold_start),
-            *task_problems(
-                set(self.teacher_of_task()),
-                self.task_shares,
-                prompts=self.prompts_per_round,
-                key="prompts_per_round",
-                of="teachers",
-            ),
-        ]
+    def _fields_agree(self) -> Self:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> list[Problem]:
+        problems = state_weights_problems(self.state_weights, self.sampling.num_steps)
+        if not isinstance(self.objective, DirectKLSettings) and self.sampling.dynamics == "ode":
+            problems.append(
+                Problem(
+                    ("sampling", "dynamics"),
+                    f"objective {self.objective.name!r} needs noisy steps",
+                    "ode",
+                    "'sde' or 'cps'",
+                    "choose stochastic dynamics, or the objective 'direct-kl'",
+                )
+            )
         if self.updates_per_round() > self.prompts_per_round:
             problems.append(
                 Problem(
@@ -171,24 +139,50 @@ class DistillSettings(Settings):
                     "lower it, or raise prompts_per_round",
                 )
             )
-        refuse(problems)
-        return self
+        return problems
 
-    def _policy_gradient_problems(self) -> list[Problem]:
-        """Returns what only the direct KL can do."""
+
+class DistillSettings(DistillConfig, TrainingStage):
+    """Multi-teacher on-policy distillation: the student walks, the routed teachers correct every step."""
+
+    teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
+    """The experts."""
+    anchor: AnchorSettings | None = None
+    """The quality expert on all prompts, or null for none."""
+    cold_start: ColdStartSettings | None = None
+    """Where the student starts, or null for a fresh adapter."""
+    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
+    """Training prompts of all tasks."""
+
+    def teacher_of_task(self) -> dict[str, str]:
+        """Returns task -> name of its teacher."""
+        return teachers_by_task(self.teachers)
+
+    def anchor_share(self, anchor: AnchorSettings) -> float:
+        """Returns the share of the states at which an anchor is asked."""
+        return self.default_anchor_share() if anchor.share is None else anchor.share
+
+    def _problems(self) -> list[Problem]:
+        return [
+            *teacher_problems(self.teachers),
+            *self._anchor_problems(),
+            *self._idle_problems(),
+            *lora_problems(self.lora, self.cold_start),
+            *task_problems(
+                set(self.teacher_of_task()),
+                self.task_shares,
+                prompts=self.prompts_per_round,
+                key="prompts_per_round",
+                of="teachers",
+            ),
+            *super()._problems(),
+        ]
+
+    def _idle_problems(self) -> list[Problem]:
+        """Returns settings that a policy gradient would not read."""
         if isinstance(self.objective, DirectKLSettings):
             return []
         problems = []
-        if self.sampling.dynamics == "ode":
-            problems.append(
-                Problem(
-                    ("sampling", "dynamics"),
-                    f"objective {self.objective.name!r} needs noisy steps",
-                    "ode",
-                    "'sde' or 'cps'",
-                    "choose stochastic dynamics, or the objective 'direct-kl'",
-                )
-            )
         if self.anchor is None and self.state_weights != NamedStateWeights(name="velocity"):
             problems.append(
                 Problem(

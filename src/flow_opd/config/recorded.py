@@ -17,8 +17,8 @@ from flow_opd.config.merge import MergeSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError, explain
+from flow_opd.layout import CONFIG
 
-CONFIG = "config.yaml"
 Recorded = DemoSettings | DistillSettings | EvaluateSettings | MergeSettings | SFTSettings | TeacherSettings
 
 # A key of this stage that none of the later ones has.

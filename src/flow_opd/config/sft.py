@@ -8,15 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flow_opd.config.base import PositiveFloat, PositiveInt, Settings, named, refuse
 from flow_opd.config.common import (
-    BaseModelSettings,
-    CheckpointSettings,
-    EMASettings,
-    EmbeddingSettings,
     LoraSettings,
-    OptimizerSettings,
     PromptsSettings,
-    TrainingComputeSettings,
-    TrainingRunSettings,
+    TrainingConfig,
+    TrainingStage,
 )
 from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, teachers_by_task
 
@@ -42,23 +37,11 @@ SigmasSpec = Annotated[
 ]
 
 
-class SFTSettings(Settings):
-    """A student that starts from its teachers' images: they are drawn once, then matched."""
+class SFTConfig(TrainingConfig):
+    """How a student learns its teachers' images: what they draw, how often, at which noise levels."""
 
-    run: TrainingRunSettings
-    """Run folder, seed and length; a round is one update."""
-    base: BaseModelSettings
-    """The frozen pipeline that student and teachers share."""
-    compute: TrainingComputeSettings = TrainingComputeSettings()
-    """Device, memory and speed."""
-    embeddings: EmbeddingSettings | None = None
-    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings = LoraSettings()
     """The student's adapter."""
-    teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
-    """The experts; each draws the prompts of its tasks."""
-    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
-    """What the teachers draw."""
     images_per_prompt: PositiveInt = 1
     """Images of each prompt, from different noise."""
     num_steps: PositiveInt = 40
@@ -74,12 +57,15 @@ class SFTSettings(Settings):
     How often a level is drawn is its weight: here this is the choice that `state_weights` is elsewhere."""
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of images learnt under the empty prompt, for a student that is guided later; else 0."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """AdamW."""
-    ema: EMASettings | None = EMASettings()
-    """Average of the adapter's weights, or null for none."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """Saving for a resume."""
+
+
+class SFTSettings(SFTConfig, TrainingStage):
+    """A student that starts from its teachers' images: they are drawn once, then matched."""
+
+    teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
+    """The experts; each draws the prompts of its tasks."""
+    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
+    """What the teachers draw."""
 
     def teacher_of_task(self) -> dict[str, str]:
         """Returns task -> name of its teacher."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,20 +13,14 @@ from flow_opd.config.base import (
     PositiveFloat,
     PositiveInt,
     Problem,
-    Settings,
     refuse,
 )
 from flow_opd.config.common import (
-    BaseModelSettings,
-    CheckpointSettings,
-    EMASettings,
-    EmbeddingSettings,
     LoraSettings,
-    OptimizerSettings,
     PromptsSettings,
     SamplingSettings,
-    TrainingComputeSettings,
-    TrainingRunSettings,
+    TrainingConfig,
+    TrainingStage,
     duplicates,
 )
 from flow_opd.config.merge import ColdStartSettings, lora_problems
@@ -40,27 +34,13 @@ from flow_opd.config.state_weights import (
 from flow_opd.config.teachers import task_problems
 
 
-class TeacherSettings(Settings):
-    """Flow-GRPO: groups of images per prompt, advantages within the group, clipped policy gradient."""
+class GRPOConfig(TrainingConfig):
+    """How Flow-GRPO trains: groups, advantages, walk, clipped policy gradient."""
 
-    run: TrainingRunSettings
-    """Run folder, seed and length."""
-    base: BaseModelSettings
-    """The frozen pipeline."""
-    compute: TrainingComputeSettings = TrainingComputeSettings()
-    """Device, memory and speed."""
-    embeddings: EmbeddingSettings | None = None
-    """Encodes all prompts beforehand, for bases with large text encoders; null encodes them as they come."""
     lora: LoraSettings | None = None
     """A fresh adapter; null takes the defaults. A cold start brings its own rank and alpha."""
-    cold_start: ColdStartSettings | None = None
-    """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
-    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
-    """Training prompts, of one task or several."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
-    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
-    """What the adapter is trained on; each judges the prompts of its tasks."""
     reward_normalization: Literal["sum", "each"] = "sum"
     """How several rewards become one advantage: 'sum' weighs and sums the rewards and compares the sums of a
     group; 'each' compares every reward within the group, then weighs and sums, so that weights are relative
@@ -94,12 +74,6 @@ class TeacherSettings(Settings):
     """beta, weight of the transition KL to the base, whatever `state_weights` says."""
     advantage_clip: PositiveFloat = 5.0
     """Advantages are cut to this size, in standard deviations, before steps are weighed."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """AdamW."""
-    ema: EMASettings | None = EMASettings()
-    """Average of the adapter's weights, or null for none."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """Saving for a resume."""
 
     def trained_range(self) -> tuple[int, int]:
         """Returns the trained steps as (first, stop), stop excluded."""
@@ -108,16 +82,12 @@ class TeacherSettings(Settings):
         return (int(self.trained_steps[0]), int(self.trained_steps[1]) + 1)
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> TeacherSettings:
-        problems = [
-            *self._step_problems(),
-            *self._weight_problems(),
-            *self._task_problems(),
-            *lora_problems(self.lora, self.cold_start),
-        ]
-        if self.cold_start is not None and self.cold_start.merge is not None and not self.cold_start.adapters:
-            at, what = ("cold_start", "adapters"), "a merge of nothing: this stage has no teachers"
-            problems.append(Problem(at, what, None, "two adapters or more", "name what is merged"))
+    def _fields_agree(self) -> Self:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> list[Problem]:
+        problems = [*self._step_problems(), *self._weight_problems()]
         trajectories = self.groups_per_round * self.group_size
         if self.updates_per_round > trajectories:
             problems.append(
@@ -129,23 +99,7 @@ class TeacherSettings(Settings):
                     "lower updates_per_round",
                 )
             )
-        problems += [
-            Problem(
-                ("rewards", index), "a reward given twice", name, "each reward once", "add up the weights"
-            )
-            for index, name in duplicates([reward.name for reward in self.rewards])
-        ]
-        refuse(problems)
-        return self
-
-    def _task_problems(self) -> list[Problem]:
-        """Checks what is known before the prompts are read: the tasks, where every reward names its own."""
-        named = [reward.tasks for reward in self.rewards if reward.tasks is not None]
-        if len(named) < len(self.rewards):
-            return []
-        tasks = {task for each in named for task in each}
-        prompts, shares = self.groups_per_round, self.task_shares
-        return task_problems(tasks, shares, prompts=prompts, key="groups_per_round", of="rewards")
+        return problems
 
     def _weight_problems(self) -> list[Problem]:
         """Checks weights of one's own: one for each step, and above 0 where a step is trained."""
@@ -212,3 +166,39 @@ class TeacherSettings(Settings):
                 )
             )
         return problems
+
+
+class TeacherSettings(GRPOConfig, TrainingStage):
+    """Flow-GRPO: groups of images per prompt, advantages within the group, clipped policy gradient."""
+
+    cold_start: ColdStartSettings | None = None
+    """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
+    prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
+    """Training prompts, of one task or several."""
+    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    """What the adapter is trained on; each judges the prompts of its tasks."""
+
+    def _problems(self) -> list[Problem]:
+        problems = [
+            *super()._problems(),
+            *self._task_problems(),
+            *lora_problems(self.lora, self.cold_start),
+        ]
+        if self.cold_start is not None and self.cold_start.merge is not None and not self.cold_start.adapters:
+            at, what = ("cold_start", "adapters"), "a merge of nothing: this stage has no teachers"
+            problems.append(Problem(at, what, None, "two adapters or more", "name what is merged"))
+        return problems + [
+            Problem(
+                ("rewards", index), "a reward given twice", name, "each reward once", "add up the weights"
+            )
+            for index, name in duplicates([reward.name for reward in self.rewards])
+        ]
+
+    def _task_problems(self) -> list[Problem]:
+        """Checks what is known before the prompts are read: the tasks, where every reward names its own."""
+        named = [reward.tasks for reward in self.rewards if reward.tasks is not None]
+        if len(named) < len(self.rewards):
+            return []
+        tasks = {task for each in named for task in each}
+        prompts, shares = self.groups_per_round, self.task_shares
+        return task_problems(tasks, shares, prompts=prompts, key="groups_per_round", of="rewards")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flow_opd.config.distill import DirectKLSettings, DistillConfig
 from flow_opd.method.corrections import CORRECTIONS, CorrectedRollouts
 from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
 from flow_opd.method.walk import WalkBatches, Walks
@@ -54,3 +55,20 @@ def policy_gradient_opd(
     if policies.anchor is not None:
         terms.append((1.0, VelocityGap([policies.anchor])))
     return source, WeightedTerms(policies.student, terms)
+
+
+def distillation(
+    config: DistillConfig, policies: OPDPolicies, walks: Walks
+) -> tuple[BatchSource, WeightedTerms]:
+    """Returns where batches come from and what is minimised, by the objective of `config`."""
+    objective = config.objective
+    if isinstance(objective, DirectKLSettings):
+        return direct_opd(policies, walks)
+    return policy_gradient_opd(
+        policies,
+        walks,
+        correction=objective.name,
+        updates_per_round=objective.updates_per_round,
+        clip_range=objective.clip_range,
+        advantage_clip=objective.advantage_clip,
+    )

@@ -122,7 +122,7 @@ def _no_teacher(task: str, teacher_of_task: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherField:
     """What a teacher answers: its own velocity, or a point beyond it as seen from the base.
 
         v = v_teacher + (lambda - 1) (v_teacher - v_base)
@@ -154,7 +154,7 @@ class RoutedTeachers:
     Source: Flow-OPD, arXiv 2605.08063 (task routing).
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher], router: Router) -> None:
+    def __init__(self, teachers: Mapping[str, TeacherField], router: Router) -> None:
         """Joins teachers and router; the router's names must be keys of `teachers`."""
         assert set(router.teachers) <= set(teachers), (router.teachers, list(teachers))
         self.teachers = teachers

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.types import LossOutput
 
 LATENT_CHANNELS = 8

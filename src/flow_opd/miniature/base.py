@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.miniature.vocabulary import build_tokenizer
-from flow_opd.training.seeding import derived_seed, generator
+from flow_opd.seeding import derived_seed, generator
 from flow_opd.types import ImageBatch, Prompt
 
 HEADS, HEAD_WIDTH, LAYERS = 4, 32, 4

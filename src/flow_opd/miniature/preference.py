@@ -24,7 +24,7 @@ from flow_opd.miniature.quality import severity
 from flow_opd.quiet import quiet_loading
 from flow_opd.rewards.clip import encode_texts
 from flow_opd.rewards.pickscore import PickScoreReward
-from flow_opd.training.seeding import derived_seed, generator
+from flow_opd.seeding import derived_seed, generator
 from flow_opd.types import LossOutput, Prompt
 
 # In nats: of two pictures one unit apart, 73 % of people prefer the better one.

@@ -17,7 +17,7 @@ from flow_opd.miniature.degradations import KINDS
 from flow_opd.miniature.judged import CLEAN, FAULTS, JudgedPictures
 from flow_opd.rewards.deqa import DeQAReward, expected_level
 from flow_opd.rewards.quality_net import LEVELS, QualityNet
-from flow_opd.training.seeding import derived_seed, generator
+from flow_opd.seeding import derived_seed, generator
 from flow_opd.types import LossOutput, Prompt
 
 # Severity of the weakest and the strongest of a fault, where not 0 and 1: compression shows from the start,

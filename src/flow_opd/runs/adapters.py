@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flow_opd.adapters.formats.hub import adapter_folder
-from flow_opd.adapters.formats.reading import adapter_files, read_adapter
+from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import MergeOptions
 from flow_opd.adapters.merge_report import MergeReport
@@ -17,10 +17,10 @@ from flow_opd.adapters.merging import merge
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import ASSET, hub_id
 from flow_opd.config.merge import CutMergeSettings, DAREMergeSettings, MergeMethodSpec, TIESMergeSettings
-from flow_opd.config.recorded import CONFIG, base_of, recorded
+from flow_opd.config.recorded import base_of, recorded
 from flow_opd.errors import ConfigError, explain
+from flow_opd.layout import ADAPTER, CONFIG
 from flow_opd.processes import is_first_launched
-from flow_opd.runs.training import ADAPTER
 
 
 def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | None = None) -> LoraWeights:
@@ -41,16 +41,6 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
     for note in (*lora.notes, *_other_base(lora, base)):
         console.print(f"note: adapter {name}: {note}", markup=False)
     return lora
-
-
-def files_of(name: str, base: BaseModelSettings, *, key: str) -> list[Path]:
-    """Returns the files that decide what an adapter does, for a hash of them.
-
-    Raises:
-        ConfigError: if a path or asset does not exist.
-        AdapterError: if it cannot be had from the hub, or is no adapter.
-    """
-    return adapter_files(adapter_folder(name, key=key, offline=base.offline))
 
 
 def adapter_of(source: str) -> str:

@@ -1,15 +1,26 @@
-"""The frozen base of a run, and its prompts encoded once."""
+"""The frozen base of a run, the adapters on it, and its prompts encoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones import loading
 from flow_opd.backbones.compute import choose_device
-from flow_opd.config.common import BaseModelSettings, ComputeSettings, EmbeddingSettings
+from flow_opd.config.common import (
+    BaseModelSettings,
+    ComputeSettings,
+    EmbeddingSettings,
+    TrainingComputeSettings,
+)
+from flow_opd.layout import EMBEDDINGS
+from flow_opd.method.policy import Policy
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.protocols import LoadedBackbone, PromptEncoder
@@ -17,13 +28,74 @@ from flow_opd.training.progress import ProgressBar
 from flow_opd.types import Prompt
 
 
-def load_backbone(
-    base: BaseModelSettings, compute: ComputeSettings, processes: Processes = ALONE
-) -> LoadedBackbone:
-    """Returns the frozen base, on the device of this process and computing as the settings say."""
-    if processes.count > 1:
-        compute = compute.model_copy(update={"device": processes.device})
-    return loading.load_backbone(base, compute)
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen pipeline in memory, the adapters on it, and who works with it."""
+
+    settings: BaseModelSettings
+    compute: ComputeSettings
+    backbone: LoadedBackbone
+    bank: AdapterBank
+    processes: Processes = ALONE
+
+    @classmethod
+    def load(
+        cls, settings: BaseModelSettings, compute: ComputeSettings, processes: Processes = ALONE
+    ) -> Base:
+        """Returns a base on the device of this process, computing as the settings say.
+
+        Raises:
+            ConfigError: if it cannot be had, is no pipeline that we know, or cannot be used as asked.
+        """
+        if processes.count > 1:
+            compute = compute.model_copy(update={"device": processes.device})
+        backbone = loading.load_backbone(settings, compute)
+        return cls(settings, compute, backbone, AdapterBank(backbone), processes)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Says whether the processes hold the frozen weights in pieces."""
+        return isinstance(self.compute, TrainingComputeSettings) and self.compute.shard_base
+
+    def policy(
+        self, adapter: str | None, guidance_scale: float = 1.0, *, encoder: PromptEncoder | None = None
+    ) -> Policy:
+        """Returns the velocity field of an adapter in the bank, or of the bare base (None)."""
+        return Policy(
+            self.backbone,
+            adapters=self.bank,
+            adapter=adapter,
+            encoder=encoder,
+            guidance_scale=guidance_scale,
+            guidance_batching=self.compute.guidance_batching,
+            lockstep=self.is_sharded,
+        )
+
+    @contextmanager
+    def with_adapter(self, lora: LoraWeights | None) -> Iterator[str | None]:
+        """Holds an adapter for a while and yields its name in the bank; None for the bare base.
+
+        Raises:
+            AdapterError: if it does not fit the base.
+        """
+        if lora is None:
+            yield None
+            return
+        name = self.put("chosen", lora)
+        try:
+            yield name
+        finally:
+            self.bank.remove(name)
+
+    def put(self, name: str, lora: LoraWeights) -> str:
+        """Puts an adapter on the base and returns its name there: `name`, or one like it if that is taken.
+
+        Raises:
+            AdapterError: if the name is unfit, or the LoRA belongs to another base.
+        """
+        free = self.bank.free_name(name)
+        self.bank.put(free, lora)
+        return free
 
 
 def device_of(compute: ComputeSettings, processes: Processes = ALONE) -> torch.device:
@@ -32,29 +104,25 @@ def device_of(compute: ComputeSettings, processes: Processes = ALONE) -> torch.d
 
 
 def encode_beforehand(
-    embeddings: EmbeddingSettings | None,
-    backbone: LoadedBackbone,
-    prompts: Sequence[Prompt],
-    folder: Path,
-    processes: Processes,
+    embeddings: EmbeddingSettings | None, base: Base, prompts: Sequence[Prompt], folder: Path
 ) -> PromptEncoder:
     """Returns what encodes prompts from now on: the base, or a filled cache after the encoders have gone.
 
     Args:
         embeddings: null leaves the encoders in memory.
-        backbone: whose encoders are used, and freed.
+        base: whose encoders are used, and freed.
         prompts: all that will be asked for; the empty prompt of guidance is added.
         folder: the run folder.
-        processes: who shares the work.
     """
     if embeddings is None:
-        return backbone
+        return base.backbone
     cache = EmbeddingCache(
-        embeddings.folder or folder / "embeddings",
-        backbone.encoder_identity(),
+        embeddings.folder or folder / EMBEDDINGS,
+        base.backbone.encoder_identity(),
         shard_size=embeddings.shard_size,
     )
     texts = ["", *(prompt.text for prompt in prompts)]
+    processes = base.processes
     own = len(processes.rows(len(cache.missing(texts))))
     bar = ProgressBar("encoding prompts", total_steps=own, show=(), shown=processes.is_main and own > 0)
     done = 0
@@ -64,7 +132,7 @@ def encode_beforehand(
         done += count
         bar.on_update(done, {})
 
-    cache.fill(texts, backbone, batch_size=embeddings.batch_size, processes=processes, on_batch=advance)
+    cache.fill(texts, base.backbone, batch_size=embeddings.batch_size, processes=processes, on_batch=advance)
     bar.on_end()
-    backbone.free_encoders()
+    base.backbone.free_encoders()
     return cache

@@ -14,7 +14,6 @@ from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import TRAINING
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
-from flow_opd.runs.adapters import files_of
 from flow_opd.runs.identity import content, reward_files
 
 ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
@@ -24,18 +23,26 @@ class Cells:
     """Finished cells below a folder, each under a hash of everything that it depends on."""
 
     def __init__(
-        self, folder: Path, settings: EvaluateSettings, *, resume: bool, processes: Processes
+        self,
+        folder: Path,
+        settings: EvaluateSettings,
+        adapters: Mapping[str, str | None],
+        *,
+        resume: bool,
+        processes: Processes,
     ) -> None:
         """Names the folder and hashes base and judges; nothing is read yet.
 
         Args:
             folder: holds a file per cell.
             settings: of the evaluation.
+            adapters: row -> hash of its adapter, None for the base.
             resume: takes cells that are finished already; else all are worked out anew.
             processes: who works on the cells; the main one decides and writes.
         """
         self.folder = folder
         self.settings = settings
+        self.adapters = adapters
         self.resume = resume
         self.processes = processes
         self.seconds_kept = 0.0  # what the cells that were taken over had once cost
@@ -63,15 +70,10 @@ class Cells:
         """Returns the hash of all that a cell's scores depend on."""
         settings = self.settings
         spec = settings.rows[row]
-        adapter = None
-        if spec.adapter is not None:
-            adapter = [
-                sha256(file) for file in files_of(spec.adapter, settings.base, key=f"rows.{row}.adapter")
-            ]
         parts = {
             "base": settings.base.model_dump(mode="json", exclude={"offline"}),
             "judges": self._judges,
-            "adapter": adapter,
+            "adapter": self.adapters[row],
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),

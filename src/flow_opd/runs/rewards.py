@@ -16,14 +16,12 @@ from flow_opd.rewards.geneval import GenEvalReward
 from flow_opd.rewards.ocr import LineReader, OCRReward, PageReader
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.rewards.segmentation import Mask2FormerDetector
-from flow_opd.rewards.table import TrainingReward, TrainingRewards
+from flow_opd.rewards.table import TrainingReward
 
 
-def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "cpu") -> TrainingRewards:
+def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "cpu") -> list[TrainingReward]:
     """Returns the rewards of a training, each for the prompts of its tasks."""
-    return TrainingRewards(
-        [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
-    )
+    return [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
 
 
 def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Reward:

@@ -1,67 +1,66 @@
-"""The adapter that a run trains, at its start: fresh, an adapter that exists, or a merge."""
+"""The adapter that a training trains, at its start: fresh, an adapter that exists, or a merge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.config.common import BaseModelSettings, LoraSettings
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.merge import ColdStartSettings
-from flow_opd.processes import Processes
-from flow_opd.runs.adapters import files_of, load_lora, merge_by, print_report
+from flow_opd.runs.adapters import load_lora, merge_by, print_report
+from flow_opd.runs.base import Base
 from flow_opd.runs.training import STUDENT
-from flow_opd.training.seeding import derived_seed
-
-COLD_START = "cold_start"  # folder of the student's first weights, below the run folder
+from flow_opd.seeding import derived_seed
 
 
-def put_student(
-    bank: AdapterBank,
+def first_weights(
     start: ColdStartSettings | None,
-    lora: LoraSettings | None,
-    base: BaseModelSettings,
+    base: Base,
     *,
     seed: int,
-    processes: Processes,
     teachers: Mapping[str, LoraWeights] | None = None,
-) -> LoraWeights:
-    """Puts the student into the bank, to be trained there, and returns its first weights.
+) -> LoraWeights | None:
+    """Returns the weights that a student starts with, or None for a fresh adapter.
 
     Args:
-        bank: on the base.
-        start: a merge or an adapter, or None for a fresh adapter.
-        lora: form of a fresh adapter; None takes the defaults.
-        base: settings of the base.
+        start: a merge or an adapter, or None.
+        base: that they belong to.
         seed: of the run.
-        processes: the main one prints what a merge has kept.
         teachers: name -> adapter that a merge takes which names none.
     """
     if start is None:
-        bank.add(STUDENT, LoraForm.of(lora or LoraSettings()), derived_seed(seed, "lora"))
-    elif start.adapter is not None:
-        bank.put(STUDENT, load_lora(start.adapter, base, key="cold_start.adapter"))
-    else:
-        assert start.merge is not None
-        merged = dict(teachers or {})
-        if start.adapters is not None:
-            merged = {name: load_lora(name, base, key="cold_start.adapters") for name in start.adapters}
-        weights, report = merge_by(start.merge, list(merged.values()), None, seed=seed)
-        if processes.is_main:
-            print_report(report, list(merged))
-        bank.put(STUDENT, weights)
-    bank.train(STUDENT)
-    return bank.weights(STUDENT)
+        return None
+    if start.adapter is not None:
+        return load_lora(start.adapter, base.settings, key="cold_start.adapter")
+    assert start.merge is not None
+    merged = dict(teachers or {})
+    if start.adapters is not None:
+        merged = {name: load_lora(name, base.settings, key="cold_start.adapters") for name in start.adapters}
+    weights, report = merge_by(start.merge, list(merged.values()), None, seed=seed)
+    if base.processes.is_main:
+        print_report(report, list(merged))
+    return weights
 
 
-def cold_start_files(start: ColdStartSettings | None, base: BaseModelSettings) -> list[Path]:
-    """Returns the files of the adapters that a start names; those of the teachers are named elsewhere.
+def place_student(
+    base: Base, start: LoraWeights | None, lora: LoraSettings | None, *, seed: int
+) -> tuple[str, LoraWeights]:
+    """Puts the student on the base, to be trained there, and returns its name in the bank and its weights.
+
+    Args:
+        base: that it is put on.
+        start: its first weights, or None for a fresh adapter.
+        lora: form of a fresh adapter; None takes the defaults.
+        seed: of the run.
 
     Raises:
-        ConfigError: if a path or asset does not exist.
-        AdapterError: if one cannot be had from the hub, or is no adapter.
+        AdapterError: if the weights do not fit the base.
     """
-    named = () if start is None else start.named()
-    return [file for name in named for file in files_of(name, base, key="cold_start")]
+    name = base.bank.free_name(STUDENT)
+    if start is None:
+        base.bank.add(name, LoraForm.of(lora or LoraSettings()), derived_seed(seed, "lora"))
+    else:
+        base.bank.put(name, start)
+    base.bank.train(name)
+    return name, base.bank.weights(name)

@@ -1,56 +1,34 @@
-"""What every stage does around its work: open the run folder, resume, watch, save the adapter."""
+"""The one course of a training: resume, record, train round by round, write the adapter."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from flow_opd.config.base import Settings
-from flow_opd.config.common import PlaceSettings
-from flow_opd.config.distill import DistillSettings
+from flow_opd.config.common import PlaceSettings, TrainingConfig
 from flow_opd.config.file.reader import dump
-from flow_opd.config.recorded import CONFIG, differences
-from flow_opd.config.sft import SFTSettings
-from flow_opd.config.teacher import TeacherSettings
+from flow_opd.config.recorded import differences
 from flow_opd.errors import CheckpointError
 from flow_opd.files import write_json
+from flow_opd.layout import ADAPTER, COLD_START, CONFIG, METRICS, TRAINING
 from flow_opd.processes import ALONE, Processes
-from flow_opd.protocols import Backbone
-from flow_opd.training.progress import MetricsLog, ProgressBar
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.protocols import BatchSource, Objective
+from flow_opd.training.progress import MetricsLog
+from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 
 if TYPE_CHECKING:  # it takes peft along, which merges, cards and releases do without
-    from flow_opd.adapters.bank import AdapterBank
+    from flow_opd.adapters.lora import LoraWeights
+    from flow_opd.runs.base import Base
 
-STUDENT = "student"
-ADAPTER = "adapter"  # folder of the finished adapter, below the run folder
-TRAINING = "training.json"  # seconds and steps of a finished training, below the run folder
-
-
-def loop_settings(
-    settings: DistillSettings | SFTSettings | TeacherSettings, updates_per_round: int, backbone: Backbone
-) -> LoopSettings:
-    """Returns how long a stage trains, how it steps and how often it is saved.
-
-    On a base in float16 the loss is scaled by the number of latent dimensions, which it is divided by: what
-    reaches the network then has the size of a velocity, where unscaled it would be lost below float16's
-    smallest numbers.
-    """
-    dimensions = math.prod(backbone.latent_shape)
-    return LoopSettings(
-        rounds=settings.run.rounds,
-        updates_per_round=updates_per_round,
-        optimizer=settings.optimizer,
-        ema=settings.ema,
-        checkpoint=settings.checkpoint,
-        loss_scale=float(dimensions) if settings.base.dtype == "float16" else 1.0,
-    )
+STUDENT = "student"  # name of the adapter that is trained, in a bank
 
 
 def open_run(run: PlaceSettings) -> Path:
@@ -66,17 +44,172 @@ def record(settings: Settings, folder: Path, processes: Processes = ALONE) -> No
         dump(settings, folder / CONFIG)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a training is kept."""
+
+    folder: Path | None = None  # None keeps nothing: no checkpoint, no log, no adapter
+    resume: bool = True  # from the newest checkpoint, if there is one; False forgets all of them
+    record: Settings | None = None  # what is written as the run's config.yaml
+
+
+class Training:
+    """A training of one adapter, which gives its rounds to whoever asks.
+
+    Go through it to train round by round, each of which gives its metrics; stop in the middle, look at
+    `adapter`, and go on later. Or call `train`, which shows its progress. With a folder there are
+    checkpoints and a log below it, and in the end the adapter.
+
+    An interrupt takes effect between two rounds, after a checkpoint has been written.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        student: str,
+        source: BatchSource,
+        objective: Objective,
+        config: TrainingConfig,
+        *,
+        rounds: int,
+        updates_per_round: int,
+        identity: str,
+        place: Place,
+        title: str,
+        show: Sequence[str],
+    ) -> None:
+        """Goes back to the newest checkpoint, if there is one; records settings and first weights.
+
+        Args:
+            base: with the student in its bank.
+            student: name of the adapter that is trained.
+            source: yields updates for a round index.
+            objective: loss of a micro-batch.
+            config: optimizer, average and checkpoints.
+            rounds: of the whole training.
+            updates_per_round: optimizer steps of a round.
+            identity: hash of all that a checkpoint must agree with.
+            place: where the training is kept.
+            title: what is being trained, for the progress bar.
+            show: names of the metrics beside the bar.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
+        """
+        self.base = base
+        self.student = student
+        self.folder = place.folder
+        self.history: list[dict[str, float]] = []
+        """The metrics of each round that was trained here."""
+        self._title, self._show = title, tuple(show)
+        base.bank.train(student)
+        start = base.bank.weights(student)
+        self.trainer = Trainer(
+            parameters=base.bank.parameters(student),
+            source=source,
+            objective=objective,
+            settings=loop_settings(config, base, rounds=rounds, updates_per_round=updates_per_round),
+            folder=place.folder,
+            identity=identity,
+            processes=base.processes,
+        )
+        if place.folder is None:
+            return
+        resume_or_restart(self.trainer, place.record, resume=place.resume)
+        if place.record is not None:
+            record(place.record, place.folder, base.processes)
+        if base.processes.is_main:
+            start.write(place.folder / COLD_START, base.settings.path)
+            log = MetricsLog(place.folder / METRICS, resume_step=self.trainer.progress.step)
+            self.trainer.callbacks.append(log)
+
+    @property
+    def round(self) -> int:
+        """Rounds that are done."""
+        return self.trainer.progress.round
+
+    @property
+    def adapter(self) -> LoraWeights:
+        """A copy of what has been trained so far: the moving average, where there is one."""
+        with self.trainer.average.applied() if self.trainer.average else nullcontext():
+            return self.base.bank.weights(self.student)
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Trains the rounds that are left, one at a time, and yields the metrics of each."""
+        while not self.trainer.finished:
+            self.base.bank.train(self.student)
+            self._note(self.trainer.round())
+            if self.trainer.finished:
+                self._finish()
+            yield self.history[-1]
+
+    def train(self) -> Training:
+        """Trains the rounds that are left, under a progress bar."""
+        with progress_of(self.trainer, self._title, self._show):
+            while not self.trainer.finished:
+                self.base.bank.train(self.student)
+                self._note(self.trainer.round())
+        self._finish()
+        return self
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes `adapter` as a PEFT folder and returns it.
+
+        Raises:
+            AdapterError: if the folder cannot be written.
+        """
+        self.adapter.write(folder, self.base.settings.path)
+        return Path(folder)
+
+    def _note(self, metrics: dict[str, float]) -> None:
+        self.history.append({"round": self.round, **metrics})
+
+    def _finish(self) -> None:
+        """Leaves the adapter, and what it has cost, in the run folder."""
+        processes, progress = self.base.processes, self.trainer.progress
+        if self.folder is None:
+            return
+        if processes.is_main:
+            self.save(self.folder / ADAPTER)
+            seconds = round(progress.seconds, 1)
+            numbers = {"seconds": seconds, "steps": progress.step, "processes": processes.count}
+            write_json(self.folder / TRAINING, numbers)
+        processes.wait()
+
+
+def loop_settings(
+    config: TrainingConfig, base: Base, *, rounds: int, updates_per_round: int = 1
+) -> LoopSettings:
+    """Returns how long a training runs, how it steps and how often it is saved.
+
+    On a base in float16 the loss is scaled by the number of latent dimensions, which it is divided by: what
+    reaches the network then has the size of a velocity, where unscaled it would be lost below float16's
+    smallest numbers.
+    """
+    dimensions = math.prod(base.backbone.latent_shape)
+    return LoopSettings(
+        rounds=rounds,
+        updates_per_round=updates_per_round,
+        optimizer=config.optimizer,
+        ema=config.ema,
+        checkpoint=config.checkpoint,
+        loss_scale=float(dimensions) if base.settings.dtype == "float16" else 1.0,
+    )
+
+
 def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, resume: bool) -> None:
     """Goes back to the newest checkpoint, or forgets all of them.
 
     Args:
-        trainer: ready to begin.
+        trainer: ready to begin, with a folder.
         settings: of the run; what differs from those in its folder is told where a resume is refused.
         resume: whether to go back.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
     """
+    assert trainer.checkpoints is not None
+    assert trainer.folder is not None
     if not resume and trainer.processes.is_main:
         shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
     trainer.processes.wait()
@@ -89,30 +222,3 @@ def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, res
         raise CheckpointError(
             f"{refusal} Differs: {'; '.join(found)}." if found else str(refusal)
         ) from refusal
-
-
-def train(trainer: Trainer, title: str, *, show: Sequence[str], log_every: int = 1) -> None:
-    """Trains to the end under a progress bar and a metrics log, from where the trainer stands."""
-    done = trainer.progress.step
-    if trainer.processes.is_main:
-        trainer.callbacks += [
-            MetricsLog(trainer.folder / "metrics.jsonl", resume_step=done, every=log_every),
-            ProgressBar(title, total_steps=trainer.settings.total_steps, done=done, show=show),
-        ]
-    trainer.run()
-
-
-def save_student(trainer: Trainer, bank: AdapterBank, *, base: str) -> Path:
-    """Writes the trained adapter (its average, where there is one) as a PEFT folder and returns it."""
-    folder = trainer.folder / ADAPTER
-    if trainer.processes.is_main:
-        with trainer.average.applied() if trainer.average else nullcontext():
-            bank.save(STUDENT, folder, base_model=base)
-        numbers = {
-            "seconds": round(trainer.progress.seconds, 1),
-            "steps": trainer.progress.step,
-            "processes": trainer.processes.count,
-        }
-        write_json(trainer.folder / TRAINING, numbers)
-    trainer.processes.wait()
-    return folder

@@ -15,18 +15,18 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import to_yaml
 from flow_opd.config.locations import hub_id, locate_model
-from flow_opd.config.recorded import CONFIG, recorded
+from flow_opd.config.recorded import recorded
 from flow_opd.config.release import CardSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import AdapterError, ConfigError, explain
 from flow_opd.files import sha256, write_bytes, write_text
+from flow_opd.layout import ADAPTER, CONFIG, TRAINING
 from flow_opd.reports.card import BaseFacts, CardFacts, Drawing, TeacherFacts, render_card
 from flow_opd.reports.grid import load_pictures
 from flow_opd.reports.recipe import Cost, Training, method, recipe
 from flow_opd.reports.run import Results, load_results
 from flow_opd.runs.prompts import load_prompts
-from flow_opd.runs.training import ADAPTER, TRAINING
 
 CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images"
 STEPS = 40  # of the example picture, where no evaluation says it

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from flow_opd.config.demo import DemoSettings
 from flow_opd.config.evaluate import EvaluateSettings
+from flow_opd.layout import TRAINING
 from flow_opd.runs.launch import join_processes
-from flow_opd.runs.training import TRAINING, open_run
-from flow_opd.stages.distill import distill
+from flow_opd.runs.training import open_run
+from flow_opd.stages import distill
 from flow_opd.stages.evaluate import evaluate
 
 RUN_PREFIX = "run:"
@@ -21,7 +22,8 @@ def run(settings: DemoSettings, *, resume: bool) -> Path:
     started = time.monotonic()
     folder = open_run(settings.run)
     processes = join_processes(settings.distill.compute)
-    distill(settings.distill, folder, config=settings, resume=resume, processes=processes)
+    place = settings.distill.run.model_copy(update={"out": folder})
+    distill.run(settings.distill.model_copy(update={"run": place}), resume=resume, record=settings)
     trained: float = json.loads((folder / TRAINING).read_text())["seconds"]  # over all resumes
     spent = max(trained, time.monotonic() - started)
     evaluation = _here(settings.evaluate, folder)

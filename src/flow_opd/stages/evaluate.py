@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.base import Settings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
@@ -23,23 +23,24 @@ from flow_opd.evaluation.metrics import find_metric
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
+from flow_opd.layout import GRID, PICTURES, RESULTS, RESULTS_TABLE, SCORES
 from flow_opd.method.policy import Policy
 from flow_opd.processes import Processes
 from flow_opd.prompts.overlap import identity
-from flow_opd.protocols import LoadedBackbone, PromptEncoder, Reward
+from flow_opd.protocols import Reward
 from flow_opd.reports.grid import PictureRow, Pictures, compose_grid, png_bytes, save_pictures
 from flow_opd.reports.html import write_report
 from flow_opd.reports.run import load_results
 from flow_opd.reports.tables import results_markdown, results_view
 from flow_opd.runs.adapters import load_lora
-from flow_opd.runs.base import device_of, encode_beforehand, load_backbone
+from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.cells import Cells, ScoreTable
 from flow_opd.runs.launch import join_processes
 from flow_opd.runs.prompts import load_prompts
 from flow_opd.runs.rewards import build_reward
 from flow_opd.runs.training import open_run, record
+from flow_opd.seeding import generator
 from flow_opd.training.progress import ProgressBar
-from flow_opd.training.seeding import generator
 
 # Rewards report several readings; these are the metrics of the table and where they come from.
 READINGS = {
@@ -87,10 +88,22 @@ def evaluate(
     }
     device = device_of(settings.compute, processes)
     rewards = [build_reward(spec, device=device) for spec in settings.rewards]
-    backbone = load_backbone(settings.base, settings.compute, processes)
+    base = Base.load(settings.base, settings.compute, processes)
+    backbone = base.backbone
     asked = [prompt for domain_set in sets.values() for prompt in domain_set.prompts]
-    encoder = encode_beforehand(settings.embeddings, backbone, asked, folder, processes)
-    policies = _policies(settings, backbone, encoder)
+    encoder = encode_beforehand(settings.embeddings, base, asked, folder)
+    loras: dict[str, LoraWeights | None] = {}
+    for name, row in settings.rows.items():
+        key = f"rows.{name}.adapter"
+        loras[name] = None if row.adapter is None else load_lora(row.adapter, settings.base, key=key)
+    policies = {
+        name: base.policy(
+            None if lora is None else base.put("row", lora),
+            settings.rows[name].guidance_scale,
+            encoder=encoder,
+        )
+        for name, lora in loras.items()
+    }
     record(config, folder, processes)
     sampler = ImageSampler(
         backbone,
@@ -100,15 +113,16 @@ def evaluate(
         seeder=lambda domain, index, seed: generator(settings.run.seed, "image", domain, index, seed),
         processes=processes,
     )
-    cells = Cells(folder / "scores", settings, resume=resume, processes=processes)
+    digests = {name: None if lora is None else lora.digest() for name, lora in loras.items()}
+    cells = Cells(folder / SCORES, settings, digests, resume=resume, processes=processes)
     album = Album(sampler, settings.grid_prompts)
     scores = _score_rows(settings, cells, album, policies, sets, rewards)
     if not processes.is_main:
         return folder
     pictures = _pictures(album, policies, sets)
-    save_pictures(pictures, folder / "images")
+    save_pictures(pictures, folder / PICTURES)
     if pictures.rows:
-        write_bytes(folder / "grid.png", png_bytes(np.asarray(compose_grid(pictures))))
+        write_bytes(folder / GRID, png_bytes(np.asarray(compose_grid(pictures))))
     results = build_results(
         scores,
         roles=_roles(settings),
@@ -137,9 +151,9 @@ def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], sid
 
 def finish(folder: Path, results: Results) -> None:
     """Writes results.json, results.md and report.html, and prints the table."""
-    write_json(folder / "results.json", results.to_json())
-    read = load_results(folder / "results.json")
-    write_text(folder / "results.md", results_markdown(read))
+    write_json(folder / RESULTS, results.to_json())
+    read = load_results(folder / RESULTS)
+    write_text(folder / RESULTS_TABLE, results_markdown(read))
     report = write_report(folder)
     console = Console()
     console.print(results_view(read))
@@ -158,27 +172,6 @@ def _roles(settings: EvaluateSettings) -> Roles:
         teachers=roles.teachers,
         baselines=roles.baselines,
     )
-
-
-def _policies(
-    settings: EvaluateSettings, backbone: LoadedBackbone, encoder: PromptEncoder
-) -> dict[str, Policy]:
-    bank = AdapterBank(backbone)
-    policies = {}
-    for index, (name, row) in enumerate(settings.rows.items()):
-        adapter = None
-        if row.adapter is not None:
-            adapter = f"row{index}"
-            bank.put(adapter, load_lora(row.adapter, settings.base, key=f"rows.{name}.adapter"))
-        policies[name] = Policy(
-            backbone,
-            adapters=bank,
-            adapter=adapter,
-            encoder=encoder,
-            guidance_scale=row.guidance_scale,
-            guidance_batching=settings.compute.guidance_batching,
-        )
-    return policies
 
 
 def _score_rows(

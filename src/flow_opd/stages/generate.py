@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.generate import GenerateSettings
 from flow_opd.files import write_bytes
-from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import generate_latents
 from flow_opd.reports.grid import png_bytes
 from flow_opd.runs.adapters import load_lora
-from flow_opd.runs.base import load_backbone
+from flow_opd.runs.base import Base
 from flow_opd.runs.training import open_run
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 from flow_opd.types import Prompt
 
 SMALLEST_SIDE = (
@@ -31,42 +30,66 @@ SMALLEST_SIDE = (
 def run(settings: GenerateSettings, *, resume: bool) -> Path:
     """Writes one PNG per prompt and seed and returns the folder."""
     folder = open_run(settings.run)
-    backbone = load_backbone(settings.base, settings.compute)
-    bank = AdapterBank(backbone)
-    adapter = None
-    if settings.adapter is not None:
-        adapter = "chosen"
-        bank.put(adapter, load_lora(settings.adapter, settings.base, key="adapter"))
-    policy = Policy(
-        backbone,
-        adapters=bank,
-        adapter=adapter,
-        guidance_scale=settings.guidance_scale,
-        guidance_batching=settings.compute.guidance_batching,
-    )
-    sigmas = backbone.sigmas(settings.num_steps)
+    base = Base.load(settings.base, settings.compute)
+    asked = settings.adapter
+    lora = None if asked is None else load_lora(asked, settings.base, key="adapter")
     console = Console()
+    seeds = [settings.run.seed + offset for offset in range(settings.images_per_prompt)]
     for text, name in zip(settings.prompts, _names(settings.prompts), strict=True):
-        seeds = [settings.run.seed + offset for offset in range(settings.images_per_prompt)]
-        with torch.no_grad():
-            latents = generate_latents(
-                policy,
-                backbone.encode_prompts([Prompt(text, task="")] * len(seeds)),
-                latent_shape=backbone.latent_shape,
-                sigmas=sigmas,
-                generators=[generator(seed, "generate") for seed in seeds],
-                device=backbone.device,
-            )
-            images = backbone.decode_latents(latents).cpu()
-        for seed, image in zip(seeds, images, strict=True):
+        pictures = generate(
+            base,
+            [text] * len(seeds),
+            lora,
+            seeds=seeds,
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+        )
+        for seed, picture in zip(seeds, pictures, strict=True):
             file = folder / f"{name}-{seed}.png"
-            write_bytes(file, png_bytes(np.asarray(_picture(image))))
+            write_bytes(file, png_bytes(np.asarray(_enlarged(picture))))
             console.print(f"{text!r}, seed {seed}: {file}", highlight=False)
     return folder
 
 
-def _picture(image: torch.Tensor) -> Image.Image:
-    picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+@torch.no_grad()
+def generate(
+    base: Base,
+    prompts: Sequence[str],
+    adapter: LoraWeights | None = None,
+    *,
+    seeds: Sequence[int] | int = 0,
+    num_steps: int = 40,
+    guidance_scale: float = 1.0,
+) -> list[Image.Image]:
+    """Returns a picture of each prompt, by the ODE.
+
+    Args:
+        base: that draws.
+        prompts: what is drawn.
+        adapter: on the base; None draws with the base alone.
+        seeds: of the pictures' noise, one for each or the same for all.
+        num_steps: of the sampling, >= 1.
+        guidance_scale: classifier-free guidance, >= 1; 1 switches it off.
+
+    Raises:
+        AdapterError: if the adapter does not fit the base.
+    """
+    chosen = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    with base.with_adapter(adapter) as name:
+        backbone = base.backbone
+        latents = generate_latents(
+            base.policy(name, guidance_scale),
+            backbone.encode_prompts([Prompt(text, task="") for text in prompts]),
+            latent_shape=backbone.latent_shape,
+            sigmas=backbone.sigmas(num_steps),
+            generators=[generator(seed, "generate") for seed in chosen],
+            device=backbone.device,
+        )
+        images = (backbone.decode_latents(latents).cpu() * 255).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(image.numpy()) for image in images]
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
     factor = -(-SMALLEST_SIDE // min(picture.size))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 

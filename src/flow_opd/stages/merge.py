@@ -10,8 +10,9 @@ from typing import Any
 from flow_opd.adapters.merge_report import MergeReport
 from flow_opd.config.merge import MergeSettings
 from flow_opd.files import write_json
+from flow_opd.layout import ADAPTER, MERGE
 from flow_opd.runs.adapters import load_lora, merge_by, print_report
-from flow_opd.runs.training import ADAPTER, open_run, record
+from flow_opd.runs.training import open_run, record
 
 
 def run(settings: MergeSettings, *, resume: bool) -> Path:
@@ -22,7 +23,7 @@ def run(settings: MergeSettings, *, resume: bool) -> Path:
     record(settings, folder)
     merged.write(folder / ADAPTER, settings.base.path)
     names = [each.name for each in settings.adapters]
-    write_json(folder / "merge.json", report_json(report, names))
+    write_json(folder / MERGE, report_json(report, names))
     print_report(report, names)
     return folder
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DirectKLSettings, DistillSettings
@@ -18,9 +20,12 @@ from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
+from flow_opd.method.grpo import grpo
+from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import HardRouter, RoutedTeachers
 from flow_opd.method.walk import Walks
+from flow_opd.method.walks import build_walks, refuse_tiny_levels
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.job import Job, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
@@ -39,12 +44,12 @@ from flow_opd.planning.scoring import Scoring, read_scoring
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
 from flow_opd.processes import ALONE
-from flow_opd.protocols import BatchSource, Objective
+from flow_opd.protocols import BatchSource, LoadedBackbone, Objective
 from flow_opd.quiet import quiet_loading
+from flow_opd.runs.base import Base
+from flow_opd.runs.teachers import ANCHOR as ANCHOR_ADAPTER
+from flow_opd.runs.teachers import named_policies
 from flow_opd.runs.training import STUDENT as STUDENT_ADAPTER
-from flow_opd.runs.walks import build_walks, refuse_tiny_levels
-from flow_opd.stages import distill, teacher
-from flow_opd.stages.distill import ANCHOR as ANCHOR_ADAPTER
 from flow_opd.types import Prompt, RewardScores, RewardTable
 
 SHORT = {"num_steps": 2, "stochastic_steps": (0, 0)}  # two steps say what all of them cost
@@ -124,12 +129,12 @@ def _distillation(
     small = settings.model_copy(
         update={"sampling": _short(settings.sampling), "objective": objective, "anchor": anchor}
     )
-    policies = distill.policies_of(small, model.backbone, model.backbone, model.adapters)
+    policies = named_policies(small, _base(small, model), model.backbone)
     kind = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     student = MeteredField(policies.student, model, STUDENT, kind=kind, without_gradients=ROLLOUT)
     task = _costliest(settings, job).tasks[0]
     walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
-    return distill.algorithm_of(small, replace(policies, student=student), walks)
+    return distillation(small, replace(policies, student=student), walks)
 
 
 def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> tuple[BatchSource, Objective]:
@@ -146,18 +151,25 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
             "micro_batch_size": rows,
         }
     )
-    student = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, STUDENT_ADAPTER)
-    reference = teacher.policy_of(small, model.backbone, model.backbone, model.adapters, None)
     guidance = settings.sampling.guidance_scale
+    base = _base(small, model)
+    student, reference = (base.policy(name, guidance) for name in (STUDENT_ADAPTER, None))
     trained, bare = _kind(job.forms[STUDENT_ADAPTER], guidance), _kind(None, guidance)
-    return teacher.algorithm_of(
+    return grpo(
         small,
         MeteredField(student, model, STUDENT, kind=trained, without_gradients=ROLLOUT),
         MeteredField(reference, model, REFERENCE, kind=bare),
         model.backbone,
         _walks(model, small.sampling, task="", prompts=1, micro_batch_size=rows),
         _NoReward(),
+        seed=0,
     )
+
+
+def _base(settings: TrainingSettings, model: ShapeModel) -> Base:
+    """Returns the model as a base whose adapters are there already."""
+    backbone, bank = cast(LoadedBackbone, model.backbone), cast(AdapterBank, model.adapters)
+    return Base(settings.base, settings.compute, backbone, bank)
 
 
 def _kind(form: LoraForm | None, guidance_scale: float) -> Hashable:
@@ -201,7 +213,7 @@ def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
 
 def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) -> tuple[float, float]:
     """Returns the FLOPs of a velocity for one row: a teacher's, a mean over tasks, and the anchor's."""
-    policies = distill.policies_of(settings, model.backbone, model.backbone, model.adapters)
+    policies = named_policies(settings, _base(settings, model), model.backbone)
     routed = policies.teachers
     assert isinstance(routed, RoutedTeachers)
     measured: dict[Hashable, float] = {}

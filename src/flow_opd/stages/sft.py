@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Generator, Tensor
 
-from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.sharding import shard_base
-from flow_opd.config.sft import LogitNormalSigmas, SFTSettings, SigmasSpec
+from flow_opd.config.sft import LogitNormalSigmas, SFTConfig, SFTSettings, SigmasSpec
 from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
-from flow_opd.method.policy import Policy
+from flow_opd.layout import SAMPLES
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_routes
 from flow_opd.method.sft import sft_cold_start
 from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
-from flow_opd.processes import Processes
-from flow_opd.protocols import Backbone, LoadedBackbone, PromptEncoder
-from flow_opd.runs.adapters import files_of, load_lora
-from flow_opd.runs.base import encode_beforehand, load_backbone
-from flow_opd.runs.identity import fingerprint, hashed, prompt_files
+from flow_opd.protocols import PromptEncoder, Router
+from flow_opd.runs.adapters import load_lora
+from flow_opd.runs.base import Base, encode_beforehand
+from flow_opd.runs.identity import prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.policies import routed_teachers
 from flow_opd.runs.prompts import load_prompts
-from flow_opd.runs.training import (
-    STUDENT,
-    loop_settings,
-    open_run,
-    record,
-    resume_or_restart,
-    save_student,
-    train,
-)
+from flow_opd.runs.student import place_student
+from flow_opd.runs.teachers import Expert, Experts, Teacher, teacher_of
+from flow_opd.runs.training import Place, Training, open_run
+from flow_opd.seeding import derived_seed, generator
 from flow_opd.training.progress import ProgressBar
-from flow_opd.training.seeding import derived_seed, generator
-from flow_opd.training.trainer import Trainer
 from flow_opd.types import Prompt
-
-SAMPLES = "samples"  # folder of the teachers' images, below the run folder
 
 
 def run(settings: SFTSettings, *, resume: bool) -> Path:
@@ -48,105 +37,125 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     """
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
-    shard = settings.compute.shard_base
-    check_shares(settings.batch_size, processes, key="batch_size", lockstep=shard)
+    check_shares(settings.batch_size, processes, key="batch_size", lockstep=settings.compute.shard_base)
     prompts = load_prompts(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
-    backbone = load_backbone(settings.base, settings.compute, processes)
-    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
-    backbone.free_vae()
-    bank = _bank(settings, backbone)
-    if shard:
-        shard_base(backbone.transformer, processes)
-    files = _files(settings)
-    samples = TeacherImages(
-        folder / SAMPLES,
-        _samples_identity(settings, files),
+    base = Base.load(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, base, prompts, folder)
+    base.backbone.free_vae()
+    sft(
+        base,
+        {
+            each.name: teacher_of(each, load_lora(each.adapter, settings.base, key="teachers.adapter"))
+            for each in settings.teachers
+        },
         prompts,
-        images_per_prompt=settings.images_per_prompt,
-    )
-    student = Policy(backbone, adapters=bank, adapter=STUDENT, guidance_scale=1.0)
-    source, objective = sft_cold_start(student, encoder, samples, _batching(settings, prompts, processes))
-    trainer = Trainer(
-        parameters=bank.parameters(STUDENT),
-        source=source,
-        objective=objective,
-        settings=loop_settings(settings, 1, backbone),
-        folder=folder,
-        processes=processes,
-        identity=fingerprint(settings, settings.base, files),
-    )
-    resume_or_restart(trainer, settings, resume=resume)
-    record(settings, folder, processes)
-    if trainer.progress.round < settings.run.rounds:
-        _draw(settings, samples, backbone, encoder, bank, processes)
-    train(trainer, "SFT cold start", show=("loss",))
-    save_student(trainer, bank, base=settings.base.path)
+        settings,
+        rounds=settings.run.rounds,
+        seed=settings.run.seed,
+        encoder=encoder,
+        place=Place(folder, resume, settings),
+    ).train()
     return folder
 
 
-def _bank(settings: SFTSettings, backbone: LoadedBackbone) -> AdapterBank:
-    """Returns one base with the teachers and a fresh student."""
-    bank = AdapterBank(backbone)
-    for teacher in settings.teachers:
-        bank.put(teacher.name, load_lora(teacher.adapter, settings.base, key="teachers.adapter"))
-    bank.add(STUDENT, LoraForm.of(settings.lora), derived_seed(settings.run.seed, "lora"))
-    bank.train(STUDENT)
-    return bank
+def sft(
+    base: Base,
+    teachers: Mapping[str, Teacher | Expert],
+    prompts: Sequence[Prompt],
+    config: SFTConfig | None = None,
+    *,
+    rounds: int,
+    router: Router | None = None,
+    seed: int = 0,
+    encoder: PromptEncoder | None = None,
+    place: Place | None = None,
+) -> Training:
+    """Lets the teachers draw what is missing, and returns a training on their images that is ready to go.
 
+    Args:
+        base: the frozen pipeline, to which the adapters are added.
+        teachers: name -> teacher; an adapter or velocity field alone answers for the task of its name.
+        prompts: what the teachers draw.
+        config: images, batches, noise levels, optimizer; None takes the defaults.
+        rounds: of the whole training; each is one update.
+        router: which teachers draw a prompt, in which parts; None asks the task's own one.
+        seed: root of all random numbers.
+        encoder: encodes prompts in place of the base.
+        place: the run folder; None keeps the images in a temporary one, and nothing else.
 
-def _files(settings: SFTSettings) -> list[Path]:
-    """Returns the files that the numbers of the training depend on."""
-    adapters = [
-        file
-        for teacher in settings.teachers
-        for file in files_of(teacher.adapter, settings.base, key="teachers.adapter")
-    ]
-    return [*prompt_files(settings.prompts), *adapters]
-
-
-def _samples_identity(settings: SFTSettings, files: list[Path]) -> str:
-    """Returns a hash of what decides the images: other training settings may share them."""
-    deciding = {"base", "teachers", "prompts", "images_per_prompt", "num_steps"}
-    relevant = settings.model_dump(mode="json", include=deciding)
-    return hashed({**relevant, "seed": settings.run.seed}, settings.base, files)
-
-
-def _draw(
-    settings: SFTSettings,
-    samples: TeacherImages,
-    backbone: Backbone,
-    encoder: PromptEncoder,
-    bank: AdapterBank,
-    processes: Processes,
-) -> None:
-    """Lets the teachers draw what is missing, under a progress bar."""
-    sampling = ImageSampling(
-        field=routed_teachers(settings, backbone, encoder, bank),
-        encoder=encoder,
-        latent_shape=backbone.latent_shape,
-        sigmas=backbone.sigmas(settings.num_steps),
-        seeder=lambda prompt, image: generator(settings.run.seed, "sample", prompt, image),
-        batch_size=settings.sample_batch_size,
-        device=backbone.device,
-        lockstep=settings.compute.shard_base,
+    Raises:
+        ConfigError: if teachers and tasks do not match.
+        DataError: if a prompt has no teacher, or a teacher no prompt.
+        AdapterError: if an adapter does not fit the base.
+        CheckpointError: if the folder has a damaged checkpoint, or one of another training.
+    """
+    config, place = config or SFTConfig(), place or Place()
+    encoder = encoder or base.backbone
+    experts = Experts(base, teachers, guidance_scale=1.0, encoder=encoder, router=router)
+    if router is None:
+        check_routes(prompts, experts.teacher_of_task)
+    name, _ = place_student(base, None, config.lora, seed=seed)
+    if base.is_sharded:
+        shard_base(base.backbone.transformer, base.processes)
+    parts = {"seed": seed, "prompts": prompts_digest(prompts), "experts": experts.identity(None)}
+    samples = TeacherImages(
+        (place.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))) / SAMPLES,
+        training_identity("images", config, ("images_per_prompt", "num_steps"), base.settings, parts),
+        prompts,
+        images_per_prompt=config.images_per_prompt,
     )
+    student = base.policy(name, 1.0, encoder=encoder)
+    source, objective = sft_cold_start(student, encoder, samples, _batching(config, prompts, seed, base))
+    training = Training(
+        base,
+        name,
+        source,
+        objective,
+        config,
+        rounds=rounds,
+        updates_per_round=1,
+        identity=training_identity(
+            "sft", config, SFTConfig.model_fields, base.settings, {**parts, "rounds": rounds}
+        ),
+        place=place,
+        title="SFT cold start",
+        show=("loss",),
+    )
+    if training.round < rounds:
+        _draw(config, samples, experts, seed)
+    return training
+
+
+def _draw(config: SFTConfig, samples: TeacherImages, experts: Experts, seed: int) -> None:
+    """Lets the teachers draw what is missing, under a progress bar."""
+    base = experts.base
+    sampling = ImageSampling(
+        field=experts.routed,
+        encoder=experts.encoder,
+        latent_shape=base.backbone.latent_shape,
+        sigmas=base.backbone.sigmas(config.num_steps),
+        seeder=lambda prompt, image: generator(seed, "sample", prompt, image),
+        batch_size=config.sample_batch_size,
+        device=base.backbone.device,
+        lockstep=base.is_sharded,
+    )
+    processes = base.processes
     bar = ProgressBar("teachers' images", total_steps=len(samples), show=(), shown=processes.is_main)
     samples.fill(sampling, processes=processes, on_images=lambda count: bar.on_update(count, {}))
     bar.on_end()
 
 
-def _batching(settings: SFTSettings, prompts: list[Prompt], processes: Processes) -> SFTBatching:
+def _batching(config: SFTConfig, prompts: Sequence[Prompt], seed: int, base: Base) -> SFTBatching:
     """Returns what a round trains on: all tasks alike, every image of a task once before any comes again."""
-    seed = settings.run.seed
-    of_images = [prompt for prompt in prompts for _ in range(settings.images_per_prompt)]
+    of_images = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     return SFTBatching(
-        images_of_round=PromptRounds(of_images, derived_seed(seed, "prompts"), settings.batch_size).rows,
+        images_of_round=PromptRounds(of_images, derived_seed(seed, "prompts"), config.batch_size).rows,
         seeder=lambda index, row: generator(seed, "sft", index, row),
-        draw_sigmas=lambda count, draw: _sigmas(settings.sigmas, count, draw),
-        caption_dropout=settings.caption_dropout,
-        micro_batch_size=settings.micro_batch_size,
-        processes=processes,
+        draw_sigmas=lambda count, draw: _sigmas(config.sigmas, count, draw),
+        caption_dropout=config.caption_dropout,
+        micro_batch_size=config.micro_batch_size,
+        processes=base.processes,
     )
 
 

@@ -2,153 +2,148 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.state_weights import NamedStateWeights
-from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.advantages import NORMALIZATIONS
-from flow_opd.method.groups import GroupSampling
-from flow_opd.method.grpo import flow_grpo
-from flow_opd.method.objectives import WeightedTerms
-from flow_opd.method.policy import Adapters, Policy
+from flow_opd.config.teacher import GRPOConfig, TeacherSettings
+from flow_opd.method import grpo as method
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_judged
-from flow_opd.method.walk import Walks
-from flow_opd.protocols import Backbone, BatchSource, PromptEncoder, Scorer, VelocityField
-from flow_opd.runs.base import device_of, encode_beforehand, load_backbone
-from flow_opd.runs.identity import fingerprint, prompt_files, reward_files
+from flow_opd.method.walks import build_walks
+from flow_opd.protocols import PromptEncoder
+from flow_opd.rewards.table import TrainingReward, TrainingRewards
+from flow_opd.runs.base import Base, device_of, encode_beforehand
+from flow_opd.runs.identity import content, part_identity, prompts_digest, reward_files, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.policies import policies_on
 from flow_opd.runs.prompts import load_prompts
 from flow_opd.runs.rewards import build_rewards
-from flow_opd.runs.student import COLD_START, cold_start_files, put_student
-from flow_opd.runs.training import (
-    STUDENT,
-    loop_settings,
-    open_run,
-    record,
-    resume_or_restart,
-    save_student,
-    train,
-)
-from flow_opd.runs.walks import build_walks, relative_weights
-from flow_opd.training.seeding import derived_seed, generator
-from flow_opd.training.trainer import Trainer
+from flow_opd.runs.student import first_weights, place_student
+from flow_opd.runs.training import Place, Training, open_run
+from flow_opd.seeding import derived_seed
+from flow_opd.types import Prompt
 
 
 def run(settings: TeacherSettings, *, resume: bool) -> Path:
     """Trains one LoRA on its rewards and returns the run folder; the result is in its `adapter`."""
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
-    images = settings.groups_per_round * settings.group_size
-    shard = settings.compute.shard_base
-    updates = settings.updates_per_round
-    check_shares(images, processes, key="groups_per_round", lockstep=shard, updates=updates)
+    check_shares(
+        settings.groups_per_round * settings.group_size,
+        processes,
+        key="groups_per_round",
+        lockstep=settings.compute.shard_base,
+        updates=settings.updates_per_round,
+    )
     prompts = load_prompts(settings.prompts)
     check_judged(prompts, {spec.name: spec.tasks for spec in settings.rewards})
-    seed = settings.run.seed
-    groups = PromptRounds(
-        prompts, derived_seed(seed, "prompts"), settings.groups_per_round, settings.task_shares
-    )
-    scorer = build_rewards(settings.rewards, device=device_of(settings.compute, processes))
-    backbone = load_backbone(settings.base, settings.compute, processes)
-    encoder = encode_beforehand(settings.embeddings, backbone, prompts, folder, processes)
-    bank = AdapterBank(backbone)
-    start = put_student(
-        bank, settings.cold_start, settings.lora, settings.base, seed=seed, processes=processes
-    )
-    if shard:
-        shard_base(backbone.transformer, processes)
-    walks = build_walks(
-        backbone,
-        encoder,
-        groups,
-        settings.sampling,
-        weights=NamedStateWeights(name="transition"),  # of the KL to the base, which beta is the weight of
-        seed=seed,
-        micro_batch_size=settings.micro_batch_size,
-        processes=processes,
-    )
-    student = policy_of(settings, backbone, encoder, bank, STUDENT)
-    reference = policy_of(settings, backbone, encoder, bank, None)
-    source, objective = algorithm_of(settings, student, reference, backbone, walks, scorer)
-    files = [
-        *prompt_files(settings.prompts),
-        *reward_files(settings.rewards),
-        *cold_start_files(settings.cold_start, settings.base),
-    ]
-    trainer = Trainer(
-        parameters=bank.parameters(STUDENT),
-        source=source,
-        objective=objective,
-        settings=loop_settings(settings, updates, backbone),
-        folder=folder,
-        processes=processes,
-        identity=fingerprint(settings, settings.base, files),
-    )
-    resume_or_restart(trainer, settings, resume=resume)
-    record(settings, folder, processes)
-    if processes.is_main:
-        start.write(folder / COLD_START, settings.base.path)
-    train(trainer, f"teacher {folder.name}", show=("reward", "reference_kl", "clipped"))
-    save_student(trainer, bank, base=settings.base.path)
+    PromptRounds(
+        prompts, 0, settings.groups_per_round, settings.task_shares
+    )  # refuses shares that do not fit
+    rewards = build_rewards(settings.rewards, device=device_of(settings.compute, processes))
+    base = Base.load(settings.base, settings.compute, processes)
+    encoder = encode_beforehand(settings.embeddings, base, prompts, folder)
+    grpo(
+        base,
+        rewards,
+        prompts,
+        settings,
+        rounds=settings.run.rounds,
+        student=first_weights(settings.cold_start, base, seed=settings.run.seed),
+        seed=settings.run.seed,
+        encoder=encoder,
+        place=Place(folder, resume, settings),
+        rewards_identity={
+            "rewards": [spec.model_dump(mode="json", exclude={"batch_size"}) for spec in settings.rewards],
+            "files": [content(file) for file in reward_files(settings.rewards)],
+        },
+    ).train()
     return folder
 
 
-def policy_of(
-    settings: TeacherSettings,
-    backbone: Backbone,
-    encoder: PromptEncoder,
-    bank: Adapters,
-    adapter: str | None,
-) -> Policy:
-    """Returns the student or (without adapter) the reference."""
-    policy = policies_on(settings.compute, backbone, encoder, bank)
-    return policy(adapter=adapter, guidance_scale=settings.sampling.guidance_scale)
+def grpo(
+    base: Base,
+    rewards: Sequence[TrainingReward],
+    prompts: Sequence[Prompt],
+    config: GRPOConfig | None = None,
+    *,
+    rounds: int,
+    student: LoraWeights | None = None,
+    seed: int = 0,
+    encoder: PromptEncoder | None = None,
+    place: Place | None = None,
+    rewards_identity: Mapping[str, Any] | None = None,
+) -> Training:
+    """Returns a training by Flow-GRPO that is ready to go: train it, or go through its rounds.
 
+    Args:
+        base: the frozen pipeline, to which the adapter is added.
+        rewards: each judges the prompts of its tasks.
+        prompts: of the rewards' tasks.
+        config: groups, advantages, walk, clip, optimizer; None takes the defaults.
+        rounds: of the whole training.
+        student: its first weights; None takes a fresh adapter. The KL's reference stays the bare base.
+        seed: root of all random numbers.
+        encoder: encodes prompts in place of the base.
+        place: the run folder; None keeps nothing on disk.
+        rewards_identity: JSON values that say what the rewards' numbers depend on; None takes their code.
 
-def algorithm_of(
-    settings: TeacherSettings,
-    student: VelocityField,
-    reference: VelocityField,
-    backbone: Backbone,
-    walks: Walks,
-    scorer: Scorer,
-) -> tuple[BatchSource, WeightedTerms]:
-    """Returns where batches come from and what is minimised."""
-    sampling = GroupSampling(
-        group_size=settings.group_size,
-        shared_start=settings.shared_start,
-        steps_of_round=partial(_steps_of_round, settings),
-        drawn_from=range(*settings.trained_range()),
-        advantages=partial(
-            NORMALIZATIONS.get(settings.reward_normalization),
-            round_spread=settings.advantage_spread == "round",
-        ),
-        advantage_clip=settings.advantage_clip,
-        state_weights=relative_weights(settings.state_weights, settings.sampling.noise_level),
-        updates_per_round=settings.updates_per_round,
+    Raises:
+        ConfigError: if the walk does not suit its dynamics.
+        DataError: if a prompt has no reward, or a reward no prompt.
+        AdapterError: if an adapter does not fit the base.
+        CheckpointError: if the folder has a damaged checkpoint, or one of another training.
+    """
+    config, place = config or GRPOConfig(), place or Place()
+    check_judged(prompts, {one.reward.name: one.tasks for one in rewards})
+    encoder = encoder or base.backbone
+    scale = config.sampling.guidance_scale
+    name, start = place_student(base, student, config.lora, seed=seed)
+    if base.is_sharded:
+        shard_base(base.backbone.transformer, base.processes)
+    walks = build_walks(
+        base.backbone,
+        encoder,
+        PromptRounds(prompts, derived_seed(seed, "prompts"), config.groups_per_round, config.task_shares),
+        config.sampling,
+        weights=NamedStateWeights(name="transition"),  # of the KL to the base, which beta is the weight of
+        seed=seed,
+        micro_batch_size=config.micro_batch_size,
+        processes=base.processes,
     )
-    return flow_grpo(
-        student,
-        reference,
-        backbone,
+    source, objective = method.grpo(
+        config,
+        base.policy(name, scale, encoder=encoder),
+        base.policy(None, scale, encoder=encoder),
+        base.backbone,
         walks,
-        scorer,
-        sampling,
-        clip_range=settings.clip_range,
-        kl_weight=settings.kl_weight,
+        TrainingRewards(rewards),
+        seed=seed,
     )
-
-
-def _steps_of_round(settings: TeacherSettings, index: int) -> list[int]:
-    """Returns the trained steps of a round: all of them, or a random choice, in order."""
-    steps = list(range(*settings.trained_range()))
-    count = settings.steps_per_round or len(steps)
-    order = torch.randperm(len(steps), generator=generator(settings.run.seed, "steps", index))
-    return sorted(steps[place] for place in order[:count].tolist())
+    if rewards_identity is None:
+        rewards_identity = {
+            one.reward.name: [part_identity(one.reward), one.weight, one.tasks] for one in rewards
+        }
+    parts = {
+        "rounds": rounds,
+        "seed": seed,
+        "prompts": prompts_digest(prompts),
+        "rewards": rewards_identity,
+        "student": start.digest(),
+    }
+    return Training(
+        base,
+        name,
+        source,
+        objective,
+        config,
+        rounds=rounds,
+        updates_per_round=config.updates_per_round,
+        identity=training_identity("grpo", config, GRPOConfig.model_fields, base.settings, parts),
+        place=place,
+        title="GRPO" if place.folder is None else f"teacher {place.folder.name}",
+        show=("reward", "reference_kl", "clipped"),
+    )

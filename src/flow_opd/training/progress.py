@@ -1,11 +1,15 @@
-"""What a training says while it runs: a progress bar and metrics.jsonl."""
+"""What passes between a training and who watches it: a progress bar, metrics.jsonl, an interrupt."""
 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -117,3 +121,27 @@ class MetricsLog:
 
     def on_end(self) -> None:
         """Nothing is buffered."""
+
+
+@contextmanager
+def deferred_interrupt(*, alone: bool) -> Iterator[threading.Event]:
+    """Yields what is set by an interrupt inside the context; a second one interrupts at once.
+
+    Args:
+        alone: False leaves interrupts as they are: processes that share an update must stop together.
+    """
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if not alone or threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield asked
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +17,7 @@ from torch.nn import Parameter
 
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
 from flow_opd.errors import CheckpointError, NonFiniteError, explain
+from flow_opd.layout import CHECKPOINTS
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Callback, Objective
 from flow_opd.training.checkpoint import (
@@ -26,6 +29,7 @@ from flow_opd.training.checkpoint import (
     save_batch,
 )
 from flow_opd.training.optimizer import EMA, build_optimizer, learning_rate
+from flow_opd.training.progress import ProgressBar, deferred_interrupt
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,22 @@ class LoopSettings:
         return self.rounds * self.updates_per_round
 
 
+@contextmanager
+def progress_of(trainer: Trainer, title: str, show: Sequence[str]) -> Iterator[None]:
+    """Shows a progress bar inside the context, on the main process, if there is anything left to do."""
+    if trainer.finished or not trainer.processes.is_main:
+        yield
+        return
+    done, total = trainer.progress.step, trainer.settings.total_steps
+    bar = ProgressBar(title, total_steps=total, done=done, show=show)
+    trainer.callbacks.append(bar)
+    try:
+        yield
+    finally:
+        bar.on_end()
+        trainer.callbacks.remove(bar)
+
+
 class Trainer:
     """Runs rounds: take batches from the source, minimise the objective, checkpoint between rounds."""
 
@@ -57,7 +77,7 @@ class Trainer:
         source: BatchSource,
         objective: Objective,
         settings: LoopSettings,
-        folder: Path,
+        folder: Path | None,
         identity: str,
         callbacks: Sequence[Callback] = (),
         processes: Processes = ALONE,
@@ -69,7 +89,7 @@ class Trainer:
             source: yields updates for a round index.
             objective: loss of a micro-batch.
             settings: length, optimizer, average, checkpoints.
-            folder: the run folder; checkpoints go below it.
+            folder: the run folder; checkpoints go below it. None keeps none.
             identity: fingerprint of everything that a checkpoint must agree with.
             callbacks: watchers; only the main process tells them anything.
             processes: who shares the rows of an update; the main one alone writes checkpoints.
@@ -85,7 +105,10 @@ class Trainer:
         self.progress = Progress()
         self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
         self.average = EMA(self.parameters, settings.ema) if settings.ema else None
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", keep=settings.checkpoint.keep)
+        self.checkpoints = (
+            None if folder is None else CheckpointFolder(folder / CHECKPOINTS, keep=settings.checkpoint.keep)
+        )
+        self._saved = time.monotonic()
 
     def resume(self) -> bool:
         """Restores the newest checkpoint, if there is one, and says whether there was.
@@ -93,7 +116,7 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged or of another training.
         """
-        snapshot = self.checkpoints.load(identity=self.identity)
+        snapshot = None if self.checkpoints is None else self.checkpoints.load(identity=self.identity)
         if snapshot is None:
             return False
         if set(snapshot.parameters) != set(self.parameters):
@@ -116,43 +139,67 @@ class Trainer:
         return True
 
     def run(self) -> None:
-        """Trains until all rounds are done, from wherever `resume` left the progress.
+        """Trains until all rounds are done, from wherever `resume` left the progress."""
+        while not self.finished:
+            self.round()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done."""
+        return self.progress.round >= self.settings.rounds
+
+    def round(self) -> dict[str, float]:
+        """Trains one round and returns the metrics of its last update; a checkpoint is written if it is due.
+
+        An interrupt (Ctrl-C, or a notebook's stop button) takes effect between two rounds: a round that has
+        not taken a step yet is dropped, another one is finished. Then a checkpoint is written; the training
+        can go on, and what it has trained can be used. A second interrupt takes effect at once.
 
         Raises:
             NonFiniteError: if a loss or gradient is not finite; the batch is saved and no weight has changed.
+            KeyboardInterrupt: once everything is in order.
         """
-        settings = self.settings
-        last_saved = time.monotonic()
-        while self.progress.round < settings.rounds:
-            started, first = time.monotonic(), self.progress.step
-            for update in self.source.round(self.progress.round):
-                self.update(update)
-            taken = self.progress.step - first
-            assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
-            self.progress.round += 1
-            self.progress.seconds += time.monotonic() - started
-            finished = self.progress.round == settings.rounds
-            due = finished or time.monotonic() - last_saved >= 60 * settings.checkpoint.every_minutes
-            if due and self.processes.is_main:
+        settings, progress = self.settings, self.progress
+        started, first = time.monotonic(), progress.step
+        metrics: dict[str, float] = {}
+        with deferred_interrupt(alone=self.processes.count == 1) as interrupt:
+            for update in self.source.round(progress.round):
+                if interrupt.is_set() and progress.step == first:
+                    break
+                metrics = self.update(update)
+            if metrics:
+                taken = progress.step - first
+                assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
+                progress.round += 1
+                progress.seconds += time.monotonic() - started
+            due = time.monotonic() - self._saved >= 60 * settings.checkpoint.every_minutes
+            if (due or self.finished or interrupt.is_set()) and self.processes.is_main:
                 self.save()
-                last_saved = time.monotonic()
-        for callback in self.callbacks:
-            callback.on_end()
+                self._saved = time.monotonic()
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+        if self.finished:
+            for callback in self.callbacks:
+                callback.on_end()
+        return metrics
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the present state."""
+    def save(self) -> None:
+        """Writes a checkpoint of the present state, where there is a folder for it."""
+        if self.checkpoints is None:
+            return
         snapshot = Snapshot(
             progress=self.progress,
             parameters=self.parameters,
             optimizer=optimizer_tensors(self.optimizer, self.parameters),
             average=self.average.average if self.average else {},
         )
-        return self.checkpoints.save(snapshot, identity=self.identity)
+        self.checkpoints.save(snapshot, identity=self.identity)
 
-    def update(self, micro_batches: Iterable[Any]) -> None:
-        """One optimizer step; gradients are sums over micro-batches, divided once by the total count.
+    def update(self, micro_batches: Iterable[Any]) -> dict[str, float]:
+        """Takes one optimizer step and returns its metrics.
 
-        Numbers stay on the device until all work of the update is handed to it, and are read together.
+        Gradients are sums over micro-batches, divided once by the total count. Numbers
+        stay on the device until all work of the update is handed to it, and are read together.
         """
         self.optimizer.zero_grad(set_to_none=True)
         names, sums = self._accumulate(micro_batches)
@@ -179,6 +226,7 @@ class Trainer:
         metrics |= {"grad_norm": size, "learning_rate": rate, "rows": rows}
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
+        return metrics
 
     def _accumulate(self, micro_batches: Iterable[Any]) -> tuple[list[str], Tensor]:
         """Adds up gradients over the micro-batches of this process.
@@ -209,7 +257,8 @@ class Trainer:
         """Ends the training; every process does, as the sums are the same everywhere."""
         step = self.progress.step + 1
         batch = self._broken(micro_batches)
-        file = self.folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        folder = self.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))
+        file = folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
         saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
             explain(

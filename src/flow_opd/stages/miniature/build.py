@@ -8,7 +8,8 @@ from pathlib import Path
 
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import atomic_folder, write_json
-from flow_opd.runs.training import ADAPTER, open_run, record
+from flow_opd.layout import ADAPTER
+from flow_opd.runs.training import open_run, record
 from flow_opd.stages.miniature.base import build_autoencoder, build_base, build_refined
 from flow_opd.stages.miniature.manifest import write_manifest
 from flow_opd.stages.miniature.parts import is_finished

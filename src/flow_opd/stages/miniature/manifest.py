@@ -12,7 +12,7 @@ import yaml
 
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import sha256, write_json
-from flow_opd.runs.training import TRAINING
+from flow_opd.layout import TRAINING
 from flow_opd.stages.miniature.parts import SUMMARY
 
 POINTS = 40  # of a curve; each is the mean over as many log lines as fall to it

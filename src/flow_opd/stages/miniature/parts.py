@@ -11,8 +11,9 @@ from flow_opd.config.common import EMASettings, OptimizerSettings
 from flow_opd.config.miniature import MiniatureSettings, Part, PartSettings
 from flow_opd.errors import CheckpointError, explain
 from flow_opd.files import write_json
-from flow_opd.runs.training import train
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.layout import METRICS
+from flow_opd.training.progress import MetricsLog
+from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 
 SUMMARY = "summary.json"  # the last file of a finished part
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
@@ -77,12 +78,17 @@ def loop(part: PartSettings, settings: MiniatureSettings, *, ema_decay: float) -
 
 def train_part(trainer: Trainer, title: str) -> None:
     """Trains a part to its end, from its newest checkpoint on."""
+    assert trainer.folder is not None
     trainer.resume()
-    train(trainer, title, show=("loss",), log_every=LOG_EVERY)
+    log = MetricsLog(trainer.folder / METRICS, resume_step=trainer.progress.step, every=LOG_EVERY)
+    trainer.callbacks.append(log)
+    with progress_of(trainer, title, ("loss",)):
+        trainer.run()
 
 
 def summarise(trainer: Trainer, readings: Mapping[str, float] | None = None) -> None:
     """Writes summary.json, which ends a part: its identity, seconds, steps, and what was measured of it."""
     progress = trainer.progress
     numbers = {"seconds": round(progress.seconds, 1), "steps": progress.step, **(readings or {})}
+    assert trainer.folder is not None
     write_json(trainer.folder / SUMMARY, {"identity": trainer.identity, **numbers})

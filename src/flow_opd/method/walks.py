@@ -14,7 +14,7 @@ from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walk import Walks
 from flow_opd.processes import Processes
 from flow_opd.protocols import Backbone, PromptEncoder
-from flow_opd.training.seeding import generator
+from flow_opd.seeding import generator
 
 TINY_LEVEL = 0.05
 

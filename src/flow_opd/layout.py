@@ -1,0 +1,18 @@
+"""The names of everything in a run folder."""
+
+CONFIG = "config.yaml"  # the resolved settings
+ADAPTER = "adapter"  # folder of what has been trained or merged
+COLD_START = "cold_start"  # folder of the student's first weights
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"  # a line an update
+TRAINING = "training.json"  # what a finished training has cost
+SAMPLES = "samples"  # folder of the images that teachers have drawn for SFT
+EMBEDDINGS = "embeddings"  # folder of encoded prompts
+MERGE = "merge.json"  # what a merge has kept
+SCORES = "scores"  # folder of an evaluation's finished rows, domain by domain
+RESULTS = "results.json"
+RESULTS_TABLE = "results.md"
+PICTURES = "images"  # folder of the pictures that a report shows
+GRID = "grid.png"
+REPORT = "report.html"
+CARD = "README.md"  # the model card

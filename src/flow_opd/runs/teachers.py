@@ -1,0 +1,200 @@
+"""The experts of a training: who they are, and where they are put on a base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flow_opd.adapters.lora import LoraWeights
+from flow_opd.config.distill import AnchorSettings, DistillSettings
+from flow_opd.config.teachers import RESERVED_NAMES, RoutedTeacherSettings
+from flow_opd.errors import ConfigError, explain
+from flow_opd.method.objectives import Target
+from flow_opd.method.opd import OPDPolicies
+from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
+from flow_opd.protocols import PromptEncoder, Router, VelocityField
+from flow_opd.runs.base import Base
+from flow_opd.runs.identity import part_identity
+from flow_opd.runs.training import STUDENT
+
+ANCHOR = "anchor"  # name of an anchor that is no teacher, in a bank
+
+Expert = LoraWeights | VelocityField | str
+"""An adapter, any velocity field, or the name of an adapter that is on the base already."""
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen expert and the tasks that are routed to it."""
+
+    expert: Expert
+    """An adapter, any velocity field, or the name of an adapter that is on the base already."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose prompts it answers for; none: the task of the name that it is given."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
+    extrapolation: float = 1.0
+    """lambda of the target v_teacher + (lambda - 1) (v_teacher - v_base), >= 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+
+    expert: Expert
+    """As of a teacher; or the name of a teacher, whose expert it shares."""
+    weight: float = AnchorSettings.model_fields["weight"].default
+    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    share: float | None = None
+    """Share of the states at which it is asked; None takes an eighth, or all but under the direct KL."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
+
+
+class Experts:
+    """Teachers and anchor on a base, as velocity fields."""
+
+    def __init__(
+        self,
+        base: Base,
+        teachers: Mapping[str, Teacher | Expert],
+        *,
+        guidance_scale: float,
+        encoder: PromptEncoder,
+        router: Router | None = None,
+    ) -> None:
+        """Puts the teachers' adapters on the base.
+
+        Args:
+            base: that they share.
+            teachers: name -> teacher; an expert alone answers for the task of its name.
+            guidance_scale: of those that name none.
+            encoder: encodes the empty prompt of guidance.
+            router: another than the one that gives each task to its teacher.
+
+        Raises:
+            ConfigError: if there are none, a name is reserved or a task has two teachers.
+            AdapterError: if an adapter does not fit the base.
+        """
+        self.base, self.encoder, self.guidance_scale = base, encoder, guidance_scale
+        self.teachers = {name: _with_tasks(name, teacher) for name, teacher in teachers.items()}
+        self.teacher_of_task = _owners(self.teachers)
+        self._experts: dict[str, Expert] = {}  # of each teacher, on the base
+        fields = {}
+        for name, each in self.teachers.items():
+            scale = self._scale(each)
+            self._experts[name], field = self._field(name, each.expert, scale)
+            fields[name] = TeacherField(field, base.policy(None, scale, encoder=encoder), each.extrapolation)
+        self.routed = RoutedTeachers(fields, router or HardRouter(self.teacher_of_task))
+        self._router = router
+
+    def policies(self, student: str, anchor: Anchor | None, *, default_share: float) -> OPDPolicies:
+        """Returns all fields that take part in a distillation.
+
+        Args:
+            student: name of its adapter on the base.
+            anchor: the quality expert, or None.
+            default_share: of the states, at which an anchor is asked that names none.
+
+        Raises:
+            AdapterError: if the anchor names an adapter that is not there, or has one of another base.
+        """
+        base = self.base
+        own = base.policy(student, self.guidance_scale, encoder=self.encoder)
+        target = None
+        if anchor is not None:
+            expert = anchor.expert
+            if isinstance(expert, str) and expert in self.teachers:
+                expert = self._experts[expert]
+            field = self._field(ANCHOR, expert, self._scale(anchor))[1]
+            share = default_share if anchor.share is None else anchor.share
+            target = Target("anchor_gap", field, weight=anchor.weight, share=share)
+        return OPDPolicies(base.backbone, own, self.routed, target)
+
+    def identity(self, anchor: Anchor | None) -> dict[str, Any]:
+        """Returns what a training with these experts is known by."""
+        values: dict[str, Any] = {
+            name: [self._identity(each.expert), sorted(each.tasks), each.guidance_scale, each.extrapolation]
+            for name, each in self.teachers.items()
+        }
+        if anchor is not None:
+            how = [anchor.weight, anchor.share, anchor.guidance_scale]
+            values["anchor of all"] = [self._identity(anchor.expert), *how]
+        return values | {"router": None if self._router is None else part_identity(self._router)}
+
+    def _identity(self, expert: Expert) -> str:
+        """Returns what an expert is known by; a teacher that the anchor shares has been said already."""
+        if isinstance(expert, str) and expert in self.base.bank.names:
+            return self.base.bank.weights(expert).digest()
+        return part_identity(expert)
+
+    def _scale(self, expert: Teacher | Anchor) -> float:
+        return self.guidance_scale if expert.guidance_scale is None else expert.guidance_scale
+
+    def _field(self, name: str, expert: Expert, scale: float) -> tuple[Expert, VelocityField]:
+        """Returns an expert as it can be named from now on, and its velocity field."""
+        if isinstance(expert, LoraWeights):
+            expert = self.base.put(name, expert)
+        if isinstance(expert, str):
+            return expert, self.base.policy(expert, scale, encoder=self.encoder)
+        return expert, expert
+
+
+def named_policies(settings: DistillSettings, base: Base, encoder: PromptEncoder) -> OPDPolicies:
+    """Returns the fields of a distillation whose adapters are on the base, under the names of its settings.
+
+    The student's is `STUDENT`, that of an anchor which is no teacher `ANCHOR`.
+    """
+    scale = settings.sampling.guidance_scale
+    teachers = {each.name: teacher_of(each, each.name) for each in settings.teachers}
+    anchor = None
+    if settings.anchor is not None:
+        anchor = anchor_of(settings.anchor, settings.anchor.teacher or ANCHOR)
+    experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder)
+    return experts.policies(STUDENT, anchor, default_share=settings.default_anchor_share())
+
+
+def anchor_of(settings: AnchorSettings, expert: Expert) -> Anchor:
+    """Returns the anchor that a configuration describes."""
+    return Anchor(expert, settings.weight, settings.share, settings.guidance_scale)
+
+
+def teacher_of(settings: RoutedTeacherSettings, expert: Expert) -> Teacher:
+    """Returns the teacher that a configuration describes."""
+    return Teacher(expert, settings.tasks, settings.guidance_scale, settings.extrapolation)
+
+
+def _with_tasks(name: str, teacher: Teacher | Expert) -> Teacher:
+    if not isinstance(teacher, Teacher):
+        return Teacher(teacher, (name,))
+    return (
+        teacher
+        if teacher.tasks
+        else Teacher(teacher.expert, (name,), teacher.guidance_scale, teacher.extrapolation)
+    )
+
+
+def _owners(teachers: Mapping[str, Teacher]) -> dict[str, str]:
+    """Returns task -> name of its teacher.
+
+    Raises:
+        ConfigError: if there are no teachers, a name is reserved or a task has two teachers.
+    """
+    owners: dict[str, str] = {}
+    for name, teacher in teachers.items():
+        if name in RESERVED_NAMES:
+            allowed = f"any name but {', '.join(RESERVED_NAMES)}"
+            raise ConfigError(
+                explain("a reserved name of a teacher", value=name, allowed=allowed, fix="rename it")
+            )
+        for task in teacher.tasks:
+            if task in owners:
+                what, fix = f"task {task!r} has two teachers", "take the task from one of them"
+                raise ConfigError(
+                    explain(what, value=[owners[task], name], allowed="one teacher for each task", fix=fix)
+                )
+            owners[task] = name
+    if not owners:
+        raise ConfigError(explain("no teachers", value=[], allowed="one or more", fix="name a teacher"))
+    return owners
