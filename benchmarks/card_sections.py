@@ -24,8 +24,9 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.machines import GIB
 from flow_opd.planning.plan import Plan
-from flow_opd.planning.verdicts import GIB
+from flow_opd.runs.base import Base
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 
@@ -39,13 +40,6 @@ Reading = dict[str, Any]
 
 class NotHereError(Exception):
     """What a section needs is not on this machine."""
-
-
-@dataclass(frozen=True)
-class RandomParts(Parts):
-    """Parts whose base is known to be Stable Diffusion 3."""
-
-    backbone: SD3Backbone
 
 
 @dataclass(frozen=True)
@@ -93,12 +87,12 @@ class Bench:
             }
         )
 
-    def parts(self, settings: DistillSettings, teachers: tuple[str, ...] = TASKS) -> RandomParts:
+    def parts(self, settings: DistillSettings, teachers: tuple[str, ...] = TASKS) -> Parts:
         """Returns random weights in the shapes of the settings, on the device."""
         backbone = random_backbone(settings.base, settings.compute, self.device)
         texts = RandomTexts(read_architecture(settings.base), settings.base)
         bank = random_bank(backbone, teachers, LoraForm(self.rank, 2.0 * self.rank))
-        return RandomParts(backbone, texts, bank, _rounds(settings))
+        return Parts(Base(settings.base, settings.compute, backbone, bank), texts, _rounds(settings))
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Returns how long work takes, until the device has done it."""
@@ -136,12 +130,17 @@ def measured(bench: Bench, settings: DistillSettings, parts: Parts) -> Reading:
     }
 
 
+def _checkpointed(parts: Parts) -> None:
+    assert isinstance(parts.base.backbone, SD3Backbone)
+    parts.base.backbone.pipe.transformer.enable_gradient_checkpointing()
+
+
 def updates(bench: Bench) -> Iterator[Reading]:
     """Yields an update at each micro-batch, with and without gradient checkpointing, until memory ends."""
     parts = bench.parts(bench.settings(ROWS))
     for checkpointing in (False, True):
         if checkpointing:
-            parts.backbone.pipe.transformer.enable_gradient_checkpointing()
+            _checkpointed(parts)
         for rows in bench.micro_batches:
             settings = bench.settings(rows, gradient_checkpointing=checkpointing)
             reading = measured(bench, settings, parts)

@@ -21,7 +21,7 @@ from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import WalkNoise, rollout, schedule_rows
 from flow_opd.runs.base import Base
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.teachers import named_policies
 from flow_opd.seeding import generator
 
@@ -52,7 +52,7 @@ def gaps(adapter: str) -> dict[str, Any]:
     for teacher in settings.teachers:
         task = teacher.tasks[0]
         files = [PromptsSettings(path=f"asset:prompts/test/{task}.jsonl", limit=PROMPTS)]
-        prompts = load_prompts(files)
+        prompts = prompts_of(files)
         conditioning = backbone.encode_prompts(prompts)
         seeds = [generator(0, "gap", task, row) for row in range(len(prompts))]
         noise = WalkNoise(backbone.latent_shape, schedule, seeds, backbone.device)

@@ -40,7 +40,7 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
 from flow_opd.protocols import Reward
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 
@@ -141,7 +141,7 @@ def compare(settings: DistillSettings, repeats: int, clock: Callable[[], float],
 
 def held_out(settings: DistillSettings) -> list[Prompt]:
     """Returns a few held-out prompts of each task."""
-    return load_prompts(
+    return prompts_of(
         [
             PromptsSettings(path=f"asset:prompts/test/{task}.jsonl", limit=HELD_OUT)
             for task in settings.teacher_of_task()

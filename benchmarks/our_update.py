@@ -23,7 +23,7 @@ from flow_opd.processes import ALONE
 from flow_opd.protocols import BatchSource, PromptEncoder, VelocityField
 from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.student import first_weights, place_student
 from flow_opd.runs.teachers import named_policies
 from flow_opd.runs.training import STUDENT, loop_settings
@@ -49,7 +49,7 @@ class Distillation:
 def prompt_rounds(settings: DistillSettings) -> PromptRounds:
     """Returns the prompts of each round, as the stage deals them out."""
     return PromptRounds(
-        load_prompts(settings.prompts),
+        prompts_of(settings.prompts),
         derived_seed(settings.run.seed, "prompts"),
         settings.prompts_per_round,
         settings.task_shares,

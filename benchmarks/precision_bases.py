@@ -24,7 +24,7 @@ from flow_opd.method.policy import Policy
 from flow_opd.protocols import PromptEncoder
 from flow_opd.quiet import quiet_loading
 from flow_opd.runs.base import Base
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.types import Conditioning, Prompt, TransitionBatch
 
 GUIDANCE = 4.5
@@ -62,7 +62,7 @@ def miniature() -> Laboratory:
     """Returns the miniature with its four teachers and their merge."""
     teachers = {task: read_adapter(locate(f"asset:teachers/{task}")) for task in TASKS}
     merged, _ = merge(list(teachers.values()), method="svd", rank=32)
-    prompts = load_prompts([PromptsSettings(path=f"asset:prompts/train/{task}.jsonl") for task in TASKS])
+    prompts = prompts_of([PromptsSettings(path=f"asset:prompts/train/{task}.jsonl") for task in TASKS])
     training = {
         "run": {"out": "unused", "rounds": 12},
         "prompts_per_round": 8,

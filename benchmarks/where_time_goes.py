@@ -51,7 +51,7 @@ WORK = {
     "flow_opd.training.trainer:Trainer.save": "checkpoint",
 }
 LOADING = {
-    "flow_opd.runs.prompts:load_prompts": "prompts read",
+    "flow_opd.runs.prompts:prompts_of": "prompts read",
     "flow_opd.backbones.loading:load_backbone": "base loaded",
     "flow_opd.runs.rewards:build_reward": "rewards loaded",
     "flow_opd.runs.adapters:load_lora": "adapters",

@@ -1,22 +1,31 @@
-"""Keeps libraries from drawing their own progress bars and hints into ours."""
+"""Keeps libraries from greeting, and from drawing their own progress bars and hints into ours."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import diffusers.utils.logging
-import transformers.utils.logging
 
-LIBRARIES = (diffusers.utils.logging, transformers.utils.logging)
+def silence_imports() -> None:
+    """Silences what libraries say while they are imported; to be called before."""
+    # transformers greets every import without torchvision with hints about image processors.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # peft imports bitsandbytes where it is installed, which then misses kernels that nobody needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Silences progress bars and everything below an error inside the context."""
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     try:
-        for library in LIBRARIES:
+        for library in libraries:
             library.set_verbosity_error()
             library.disable_progress_bar()
         yield

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import DistillSettings
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.types import Prompt
 
 PROMPTS, STEPS = 4, 3
@@ -166,7 +166,7 @@ def test_the_limit_has_the_velocities_of_student_and_teachers(
     ours, adapters = started(settings, tmp_path)
     networks = official_networks(settings, adapters)
     _, network = bare_update(settings, adapters, Rows(PROMPTS, PROMPTS))
-    texts = networks.backbone.encode_prompts(load_prompts(settings.prompts)).rows([0, 1, 2])
+    texts = networks.backbone.encode_prompts(prompts_of(settings.prompts)).rows([0, 1, 2])
     draw = torch.Generator().manual_seed(0)
     state = torch.randn(3, *networks.backbone.latent_shape, generator=draw)
     here = (state, torch.tensor([0.2, 0.6, 0.9]), texts)
@@ -191,9 +191,9 @@ def test_no_weight_is_shared_by_the_official_networks(settings: DistillSettings,
 def test_the_gap_that_is_left_shrinks_by_training(settings: DistillSettings, tmp_path: Path) -> None:
     ours, adapters = started(settings, tmp_path)
     schedule = OfficialSchedule(settings, official_networks(settings, adapters))
-    states = FrozenStates(schedule, load_prompts(settings.prompts))
+    states = FrozenStates(schedule, prompts_of(settings.prompts))
     torch.testing.assert_close(states.left(schedule.networks.backbone), torch.ones(STEPS))
-    own = FrozenStates(schedule, [each for each in load_prompts(settings.prompts) if each.task == TASKS[0]])
+    own = FrozenStates(schedule, [each for each in prompts_of(settings.prompts) if each.task == TASKS[0]])
     torch.testing.assert_close(own.left(schedule.teachers[TASKS[0]]), torch.zeros(STEPS))
     start = float(states.left(ours.student).mean())
     ticks = iter(range(1000))

@@ -20,7 +20,7 @@ from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.runs.cells import Cells
 from flow_opd.runs.identity import fingerprint
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 
 GENEVAL_LINE = {
     "tag": "two_object",
@@ -184,7 +184,7 @@ def test_a_run_may_ask_for_the_checks() -> None:
     Path("test.txt").write_text("the sun\na cow.\n")
 
     def load(**settings: object) -> int:
-        return len(load_prompts([PromptsSettings(path="train.txt", task="t", **settings)]))
+        return len(prompts_of([PromptsSettings(path="train.txt", task="t", **settings)]))
 
     assert load() == 4
     with pytest.raises(DataError, match=r"lines of train\.txt that repeat an earlier line: 1"):
@@ -198,7 +198,7 @@ def test_a_run_may_ask_for_the_checks() -> None:
 
 def test_a_run_may_read_the_text_in_quotes() -> None:
     Path("ocr.txt").write_text('A mug that reads "Hot Tea"\n')
-    (prompt,) = load_prompts([PromptsSettings(path="ocr.txt", task="text", text_in_quotes=True)])
+    (prompt,) = prompts_of([PromptsSettings(path="ocr.txt", task="text", text_in_quotes=True)])
     assert prompt.metadata == {"text": "Hot Tea"}
 
 

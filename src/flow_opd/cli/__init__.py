@@ -5,8 +5,6 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 
 from __future__ import annotations
 
-import logging
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +15,7 @@ from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run
 from flow_opd.cli.plan import plan
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.cli.release import card, export, publish
+from flow_opd.quiet import silence_imports
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,10 +50,7 @@ def _common(
 
 def main() -> None:
     """Runs the command line."""
-    # transformers greets every import without torchvision with hints about image processors.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # peft imports bitsandbytes where it is installed, which then misses kernels that nobody needs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    silence_imports()
     app(prog_name="flow-opd")
 
 

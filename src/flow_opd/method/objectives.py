@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,15 @@ class Target:
         return batch.rank < self.share
 
 
+Distance = Callable[[Tensor, Tensor, TransitionBatch], Tensor]
+"""(student's velocities, the target's, both [M, C, H, W], the batch) -> how far apart they are, [M], >= 0."""
+
+
+def squared_distance(student: Tensor, target: Tensor, batch: TransitionBatch) -> Tensor:
+    """Returns |v_student - v_target|^2 / D at each row, [M]; D is the number of latent dimensions."""
+    return (student - target).flatten(1).pow(2).mean(1)
+
+
 class VelocityGap:
     """weight(sigma) |v_student - v_target|^2 at the visited states, for one target or several.
 
@@ -108,9 +117,10 @@ class VelocityGap:
 
     name = "velocity_gap"
 
-    def __init__(self, targets: Sequence[Target]) -> None:
-        """Takes the targets, whose names are those of the metrics."""
+    def __init__(self, targets: Sequence[Target], distance: Distance = squared_distance) -> None:
+        """Takes the targets, whose names are those of the metrics, and what is measured to them."""
         self.targets = list(targets)
+        self.distance = distance
 
     def __call__(self, velocity: Tensor, batch: TransitionBatch | ImageBatch) -> LossOutput:
         """Returns the loss at the batch's states, summed over rows; targets get no gradient.
@@ -127,7 +137,7 @@ class VelocityGap:
             counted = batch.weight
             if target.share < 1.0:
                 counted = counted * (target.asked(batch).to(counted) / target.share)
-            gap = (counted * (velocity - field).flatten(1).pow(2).mean(1)).sum()
+            gap = (counted * self.distance(velocity, field, batch)).sum()
             total = total + target.weight * gap
             metrics[target.name] = gap.detach()
         return LossOutput(total, len(batch), metrics)

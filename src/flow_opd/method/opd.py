@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flow_opd.config.distill import DirectKLSettings, DistillConfig
+from flow_opd.errors import ConfigError, explain
 from flow_opd.method.corrections import CORRECTIONS, CorrectedRollouts
-from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
+from flow_opd.method.objectives import (
+    ClippedPolicyGradient,
+    Distance,
+    Target,
+    VelocityGap,
+    WeightedTerms,
+    squared_distance,
+)
 from flow_opd.method.walk import WalkBatches, Walks
 from flow_opd.protocols import Backbone, BatchSource, Term, VelocityField
 
@@ -22,13 +30,15 @@ class OPDPolicies:
     """MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2 (Flow-OPD, arXiv 2605.08063)."""
 
 
-def direct_opd(policies: OPDPolicies, walks: Walks) -> tuple[BatchSource, WeightedTerms]:
+def direct_opd(
+    policies: OPDPolicies, walks: Walks, distance: Distance = squared_distance
+) -> tuple[BatchSource, WeightedTerms]:
     """Returns the fused walk, and the gap to the routed teachers + lambda that to the anchor, in one pass."""
     source = WalkBatches(policies.student, policies.backbone, walks)
     targets = [Target("teacher_gap", policies.teachers)]
     if policies.anchor is not None:
         targets.append(policies.anchor)
-    return source, WeightedTerms(policies.student, [(1.0, VelocityGap(targets))])
+    return source, WeightedTerms(policies.student, [(1.0, VelocityGap(targets, distance))])
 
 
 def policy_gradient_opd(
@@ -58,12 +68,25 @@ def policy_gradient_opd(
 
 
 def distillation(
-    config: DistillConfig, policies: OPDPolicies, walks: Walks
+    config: DistillConfig, policies: OPDPolicies, walks: Walks, distance: Distance | None = None
 ) -> tuple[BatchSource, WeightedTerms]:
-    """Returns where batches come from and what is minimised, by the objective of `config`."""
+    """Returns where batches come from and what is minimised, by the objective of `config`.
+
+    Raises:
+        ConfigError: if there is a distance of one's own beside a policy gradient, which has none.
+    """
     objective = config.objective
     if isinstance(objective, DirectKLSettings):
-        return direct_opd(policies, walks)
+        return direct_opd(policies, walks, distance or squared_distance)
+    if distance is not None:
+        raise ConfigError(
+            explain(
+                f"a distance of velocities, of which the objective {objective.name!r} has none",
+                value=getattr(distance, "__name__", distance),
+                allowed="the objective 'direct-kl' beside it",
+                fix="leave one of the two out",
+            )
+        )
     return policy_gradient_opd(
         policies,
         walks,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,30 @@ class TrainingReward:
     def rows(self, prompts: Sequence[Prompt]) -> list[int]:
         """Returns where the prompts stand that this reward judges."""
         return [row for row, one in enumerate(prompts) if self.tasks is None or one.task in self.tasks]
+
+
+class FunctionReward:
+    """A plain function as a reward."""
+
+    scale = (float("-inf"), float("inf"))
+
+    def __init__(self, function: Callable[[Tensor, Sequence[Prompt]], Tensor | Sequence[float]]) -> None:
+        """Takes (images [B, 3, height, width] in [0, 1], B prompts) -> a score for each image, [B]."""
+        self.function = function
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
+        """Returns the function's scores; all of them count."""
+        values = torch.as_tensor(self.function(images, prompts), dtype=torch.float32).detach().cpu()
+        return RewardScores(self.name, values, torch.ones(len(prompts), dtype=torch.bool), self.scale)
+
+
+def as_reward(given: TrainingReward | Reward | Callable[..., Any]) -> TrainingReward:
+    """Returns a reward, or a plain function, as one that judges every prompt with a weight of 1."""
+    if isinstance(given, TrainingReward):
+        return given
+    reward = given if hasattr(given, "score") else FunctionReward(given)
+    return TrainingReward(cast(Reward, reward))
 
 
 class TrainingRewards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -41,6 +42,49 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
     for note in (*lora.notes, *_other_base(lora, base)):
         console.print(f"note: adapter {name}: {note}", markup=False)
     return lora
+
+
+def load_adapter(source: str | Path, *, alpha: float | None = None, offline: bool = False) -> LoraWeights:
+    """Returns an adapter that needs no model, float32 on the CPU.
+
+    Args:
+        source: PEFT folder or LoRA file of any known kind, 'asset:teachers/NAME', run folder, or hub id
+            'owner/name[@revision]'.
+        alpha: of a file that does not say its own.
+        offline: takes a hub repository from the cache of this machine.
+
+    Raises:
+        ConfigError: if a path or asset does not exist.
+        AdapterError: if it cannot be had from the hub, or is no LoRA that can be taken exactly.
+    """
+    folder = adapter_folder(adapter_of(str(source)), key="source", offline=offline)
+    return read_adapter(folder, alpha=alpha)
+
+
+def merge_adapters(
+    adapters: Sequence[LoraWeights],
+    weights: Sequence[float] | None = None,
+    method: str = "mean",
+    *,
+    rank: int | None = None,
+    alpha: float | None = None,
+) -> LoraWeights:
+    """Returns one adapter made of several, by their weight changes; its notes say what was kept.
+
+    Args:
+        adapters: of one base.
+        weights: of each, used as they are; None: 1 / K. Method 'mean' takes none, 'weighted' needs them.
+        method: 'mean', 'weighted', 'svd', 'ties', 'dare'.
+        rank: of the result, for methods that cut ('svd', 'ties', 'dare').
+        alpha: of the result, whose training depends on it and whose effect does not; None: 2 x rank.
+
+    Raises:
+        ConfigError: if there is no such method.
+        AdapterError: if the adapters do not fit each other, or weights or rank do not fit the method.
+    """
+    merged, report = merge(adapters, weights, method, rank, alpha)
+    lost = f"merge {report.method}: {100 * report.lost_energy:.2f} % of the energy lost"
+    return replace(merged, notes=(*merged.notes, lost, *report.notes))
 
 
 def adapter_of(source: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,6 +20,7 @@ from flow_opd.config.common import (
     EmbeddingSettings,
     TrainingComputeSettings,
 )
+from flow_opd.config.locations import ASSET
 from flow_opd.layout import EMBEDDINGS
 from flow_opd.method.policy import Policy
 from flow_opd.processes import ALONE, Processes
@@ -96,6 +98,43 @@ class Base:
         free = self.bank.free_name(name)
         self.bank.put(free, lora)
         return free
+
+
+def load_base(
+    path: str,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    max_sequence_length: int | None = None,
+    resolution: int | None = None,
+    revision: str | None = None,
+    embedded_guidance: float | None = None,
+    compute: ComputeSettings | None = None,
+) -> Base:
+    """Returns a frozen pipeline, ready for adapters.
+
+    Args:
+        path: diffusers folder, 'asset:base' for the miniature, or hub id 'owner/name'.
+        dtype: number format of the frozen transformer and text encoders; VAE and adapters are float32.
+        max_sequence_length: T5 tokens of a prompt; None takes 0 for the miniature, which has no T5, and 128.
+        resolution: height and width of the images in pixels; None takes the size that the base was made for.
+        revision: branch, tag or commit of a hub repository.
+        embedded_guidance: that a guidance-distilled base (FLUX.1-dev) reads as an input.
+        compute: device, memory and speed; None takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: if it cannot be had, is no pipeline that we know, or cannot be used as asked.
+    """
+    if max_sequence_length is None:
+        max_sequence_length = 0 if path.startswith(ASSET) else 128
+    settings = BaseModelSettings(
+        path=path,
+        dtype=dtype,
+        max_sequence_length=max_sequence_length,
+        resolution=resolution,
+        revision=revision,
+        embedded_guidance=embedded_guidance,
+    )
+    return Base.load(settings, compute or TrainingComputeSettings())
 
 
 def device_of(compute: ComputeSettings, processes: Processes = ALONE) -> torch.device:

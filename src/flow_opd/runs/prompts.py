@@ -11,7 +11,7 @@ from flow_opd.prompts.overlap import problems, refuse
 from flow_opd.types import Prompt
 
 
-def load_prompts(files: Sequence[PromptsSettings]) -> list[Prompt]:
+def prompts_of(files: Sequence[PromptsSettings]) -> list[Prompt]:
     """Returns the prompts of all files, in order.
 
     Raises:
@@ -19,6 +19,27 @@ def load_prompts(files: Sequence[PromptsSettings]) -> list[Prompt]:
             there twice or in a file that may share none.
     """
     return [prompt for file in files for prompt in _load_file(file)]
+
+
+def load_prompts(*files: str, task: str | None = None, limit: int | None = None) -> list[Prompt]:
+    """Returns the prompts of files, in order.
+
+    Args:
+        files: text files (a prompt a line) or jsonl ('prompt' and 'task', or GenEval metadata); paths, or
+            'asset:NAME' of the package.
+        task: of all prompts in files whose lines do not name theirs.
+        limit: takes only so many from the start of each file.
+
+    Raises:
+        ConfigError: if a file does not exist.
+        DataError: if one cannot be read as prompts.
+    """
+    return prompts_of([PromptsSettings(path=file, task=task, limit=limit) for file in files])
+
+
+def as_prompts(prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    """Returns prompts, where a sentence alone has no task."""
+    return [Prompt(one, task="") if isinstance(one, str) else one for one in prompts]
 
 
 def _load_file(file: PromptsSettings) -> list[Prompt]:

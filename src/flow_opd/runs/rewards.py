@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from flow_opd.config.base import Settings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings, RewardSpec
 from flow_opd.protocols import Reward
@@ -19,9 +22,31 @@ from flow_opd.rewards.segmentation import Mask2FormerDetector
 from flow_opd.rewards.table import TrainingReward
 
 
+class RewardsSettings(Settings):
+    """Rewards alone."""
+
+    rewards: tuple[RewardSpec, ...]
+    """What judges."""
+
+
 def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "cpu") -> list[TrainingReward]:
     """Returns the rewards of a training, each for the prompts of its tasks."""
     return [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
+
+
+def load_reward(name: str, *, device: torch.device | str = "cpu", **settings: Any) -> Reward:
+    """Returns a reward of this package.
+
+    Args:
+        name: 'geneval', 'ocr', 'deqa' or 'pickscore'.
+        device: where its networks compute.
+        settings: the keys of `rewards` in a configuration, such as path="asset:rewards/deqa".
+
+    Raises:
+        ConfigError: if there is no such reward, or a setting does not fit it.
+    """
+    spec = from_values({"rewards": [{"name": name, **settings}]}, RewardsSettings).rewards[0]
+    return build_reward(spec, device=device)
 
 
 def build_reward(spec: RewardSpec, *, device: torch.device | str = "cpu") -> Reward:

@@ -26,7 +26,7 @@ from flow_opd.reports.card import BaseFacts, CardFacts, Drawing, TeacherFacts, r
 from flow_opd.reports.grid import load_pictures
 from flow_opd.reports.recipe import Cost, Training, method, recipe
 from flow_opd.reports.run import Results, load_results
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 
 CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images"
 STEPS = 40  # of the example picture, where no evaluation says it
@@ -135,7 +135,7 @@ def _drawing(folder: Path, trained: Training, results: Results | None) -> Drawin
     return Drawing(
         prompt=pictures.rows[0].prompt
         if pictures is not None and pictures.rows
-        else load_prompts([trained.prompts[0].model_copy(update={"limit": 1})])[0].text,
+        else prompts_of([trained.prompts[0].model_copy(update={"limit": 1})])[0].text,
         steps=STEPS if results is None else results.protocol.steps,
         guidance=guidance,
         text_tokens=trained.base.max_sequence_length,

@@ -9,6 +9,7 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
 from flow_opd.config.distill import DistillConfig, DistillSettings
+from flow_opd.method.objectives import Distance
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_routes
@@ -16,9 +17,9 @@ from flow_opd.method.walks import build_walks
 from flow_opd.protocols import PromptEncoder, Router
 from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand
-from flow_opd.runs.identity import prompts_digest, training_identity
+from flow_opd.runs.identity import part_identity, prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.student import first_weights, place_student
 from flow_opd.runs.teachers import Anchor, Expert, Experts, Teacher, anchor_of, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
@@ -43,7 +44,7 @@ def run(settings: DistillSettings, *, resume: bool, record: Settings | None = No
         lockstep=settings.compute.shard_base,
         updates=settings.updates_per_round(),
     )
-    prompts = load_prompts(settings.prompts)
+    prompts = prompts_of(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     base = Base.load(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, base, prompts, folder)
@@ -74,6 +75,7 @@ def distill(
     rounds: int,
     student: LoraWeights | None = None,
     anchor: Anchor | None = None,
+    objective: Distance | None = None,
     router: Router | None = None,
     seed: int = 0,
     encoder: PromptEncoder | None = None,
@@ -89,6 +91,8 @@ def distill(
         rounds: of the whole training.
         student: its first weights, such as a merge of the teachers; None takes a fresh adapter.
         anchor: the quality expert on all prompts.
+        objective: how far the student's velocities are from a target's, (student, target, batch) -> [M];
+            None: the squared distance, or what `config` says.
         router: which teachers answer for a prompt, in which parts; None asks the task's own one.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
@@ -120,19 +124,20 @@ def distill(
         processes=base.processes,
     )
     policies = experts.policies(name, anchor, default_share=config.default_anchor_share())
-    source, objective = distillation(config, policies, walks)
+    source, terms = distillation(config, policies, walks, objective)
     parts = {
         "rounds": rounds,
         "seed": seed,
         "prompts": prompts_digest(prompts),
         "experts": experts.identity(anchor),
         "student": start.digest(),
+        "distance": None if objective is None else part_identity(objective),
     }
     return Training(
         base,
         name,
         source,
-        objective,
+        terms,
         config,
         rounds=rounds,
         updates_per_round=config.updates_per_round(),

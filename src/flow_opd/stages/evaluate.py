@@ -36,7 +36,7 @@ from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.cells import Cells, ScoreTable
 from flow_opd.runs.launch import join_processes
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.rewards import build_reward
 from flow_opd.runs.training import open_run, record
 from flow_opd.seeding import generator
@@ -83,7 +83,7 @@ def evaluate(
     """
     begun = time.monotonic()
     sets = {
-        name: EvaluationSet(name, tuple(load_prompts([file])), settings.seeds_of(name))
+        name: EvaluationSet(name, tuple(prompts_of([file])), settings.seeds_of(name))
         for name, file in settings.domains.items()
     }
     device = device_of(settings.compute, processes)

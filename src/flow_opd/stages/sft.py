@@ -21,7 +21,7 @@ from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand
 from flow_opd.runs.identity import prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.student import place_student
 from flow_opd.runs.teachers import Expert, Experts, Teacher, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
@@ -38,7 +38,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
     check_shares(settings.batch_size, processes, key="batch_size", lockstep=settings.compute.shard_base)
-    prompts = load_prompts(settings.prompts)
+    prompts = prompts_of(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     base = Base.load(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, base, prompts, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from flow_opd.method import grpo as method
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_judged
 from flow_opd.method.walks import build_walks
-from flow_opd.protocols import PromptEncoder
-from flow_opd.rewards.table import TrainingReward, TrainingRewards
+from flow_opd.protocols import PromptEncoder, Reward
+from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_reward
 from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.identity import content, part_identity, prompts_digest, reward_files, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.prompts import load_prompts
+from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.rewards import build_rewards
 from flow_opd.runs.student import first_weights, place_student
 from flow_opd.runs.training import Place, Training, open_run
@@ -38,7 +38,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         lockstep=settings.compute.shard_base,
         updates=settings.updates_per_round,
     )
-    prompts = load_prompts(settings.prompts)
+    prompts = prompts_of(settings.prompts)
     check_judged(prompts, {spec.name: spec.tasks for spec in settings.rewards})
     PromptRounds(
         prompts, 0, settings.groups_per_round, settings.task_shares
@@ -66,8 +66,8 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
 
 def grpo(
     base: Base,
-    rewards: Sequence[TrainingReward],
-    prompts: Sequence[Prompt],
+    rewards: Sequence[TrainingReward | Reward | Callable[..., Any]],
+    prompts: Sequence[Prompt | str],
     config: GRPOConfig | None = None,
     *,
     rounds: int,
@@ -81,8 +81,9 @@ def grpo(
 
     Args:
         base: the frozen pipeline, to which the adapter is added.
-        rewards: each judges the prompts of its tasks.
-        prompts: of the rewards' tasks.
+        rewards: each judges the prompts of its tasks. A plain function may be one: (images
+            [B, 3, height, width] in [0, 1], B prompts) -> [B].
+        prompts: of the rewards' tasks; a sentence alone has none.
         config: groups, advantages, walk, clip, optimizer; None takes the defaults.
         rounds: of the whole training.
         student: its first weights; None takes a fresh adapter. The KL's reference stays the bare base.
@@ -98,7 +99,9 @@ def grpo(
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
     config, place = config or GRPOConfig(), place or Place()
-    check_judged(prompts, {one.reward.name: one.tasks for one in rewards})
+    prompts = as_prompts(prompts)
+    judges = [as_reward(one) for one in rewards]
+    check_judged(prompts, {one.reward.name: one.tasks for one in judges})
     encoder = encoder or base.backbone
     scale = config.sampling.guidance_scale
     name, start = place_student(base, student, config.lora, seed=seed)
@@ -120,12 +123,17 @@ def grpo(
         base.policy(None, scale, encoder=encoder),
         base.backbone,
         walks,
-        TrainingRewards(rewards),
+        TrainingRewards(judges),
         seed=seed,
     )
     if rewards_identity is None:
         rewards_identity = {
-            one.reward.name: [part_identity(one.reward), one.weight, one.tasks] for one in rewards
+            one.reward.name: [
+                _known_by(one.reward),
+                one.weight,
+                one.tasks,
+            ]
+            for one in judges
         }
     parts = {
         "rounds": rounds,
@@ -147,3 +155,8 @@ def grpo(
         title="GRPO" if place.folder is None else f"teacher {place.folder.name}",
         show=("reward", "reference_kl", "clipped"),
     )
+
+
+def _known_by(reward: Reward) -> str:
+    """Returns what a reward is known by: its code, or that of its function."""
+    return part_identity(reward.function if isinstance(reward, FunctionReward) else reward)
