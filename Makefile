@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help install demo test lint types unit miniature table clean
+.PHONY: help install demo test lint types unit docs miniature table clean
 
 help:  ## Lists the commands.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) --editable '.[test]'
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 demo: install  ## Distils four teachers into one student, evaluates and reports: runs/demo/report.html.
 	$(BIN)/flow-opd demo
 
@@ -40,11 +44,14 @@ types: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest -n 2 --dist loadgroup
 
+docs: $(VENV)/.installed-docs  ## The documentation as HTML, links checked: build/docs/index.html.
+	$(BIN)/python docs/site/make.py
+
 table: install  ## The full table of the README: all rows, all domains, 500 prompts each (a quarter of an hour on two idle cores).
 	$(BIN)/flow-opd demo asset:configs/table.yaml
 
 miniature: install  ## Builds the miniature from seeds: VAE, base, rewards (hours; resumable; docs/miniature.md).
 	$(BIN)/flow-opd miniature build
 
-clean:  ## Removes .venv and caches; runs/ stays.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean:  ## Removes .venv, build and caches; runs/ stays.
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
