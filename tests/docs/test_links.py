@@ -40,7 +40,8 @@ def repository(tmp_path: Path) -> Path:
     (root / "docs" / "guides" / "b.md").write_text("[code](../../src/package/c.py) ![it](../images/a.png)\n")
     (root / "docs" / "index.md").write_text(
         "[read](../README.md#two), [`guide`](guides/b.md), [code](../src/package/d.py), "
-        "[all](../src/package),\n[there](https://example.org/x.md), [here](#top), [![badge](images/a.png)](../Makefile)\n\n"
+        "[all](../src/package),\n[there](https://example.org/x.md), [here](#top), "
+        "[![badge](images/a.png)](../Makefile)\n\n"
         "```\n[in code](../nowhere.md)\n```\nand `[in code](../nowhere.md)`\n"
     )
     return root
