@@ -8,7 +8,7 @@ from pathlib import Path
 
 from docstrings import plain
 
-_OF_SETTINGS = re.compile(r"^class \w+\([^)]*Settings\)", re.MULTILINE)
+_OF_SETTINGS = re.compile(r"^class \w+\([^)]*(?:Settings|Config)\)", re.MULTILINE)
 _LEFT_OUT = ("__main__",)
 
 
@@ -61,6 +61,8 @@ def _page(module: str, source: str, inside: dict[str, str]) -> str:
     lines = [title, "=" * len(title), "", f".. automodule:: {module}"]
     if _OF_SETTINGS.search(source):  # what a private base brings belongs to the section, too
         lines.append("   :inherited-members: Settings, BaseModel")
+    if inside and "__all__" in source:  # what it hands on has its own page, which links lead to
+        lines.append("   :no-index:")
     if inside:
         lines += ["", *(f"* :doc:`{name} <{name}>` -- {plain(about)}" for name, about in inside.items())]
         lines += ["", ".. toctree::", "   :hidden:", ""]

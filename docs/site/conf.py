@@ -45,6 +45,9 @@ add_module_names = False
 toc_object_entries = False
 maximum_signature_line_length = 100
 
+# Two things of one name in two modules are no mistake: an annotation may then be no link.
+suppress_warnings = ["ref.python"]
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_show_sphinx = False

@@ -10,6 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
+_SECTIONS = ("Args:", "Returns:", "Yields:", "Raises:", "Example:", "Examples:", "Note:", "Attributes:")
 _FIELDS = ("attribute", "data", "property")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _MARKUP = re.compile(r"[|*\\]|(?<=\w)_(?!\w)")
@@ -17,7 +18,26 @@ _RICH = re.compile(r"\[/?(?:cyan|bold|dim)\]")  # colours of the command line's 
 
 
 def plain(text: str) -> str:
-    """Returns a docstring in which nothing but backticks is markup."""
+    """Returns a docstring in which nothing but backticks is markup, and an indented paragraph is code."""
+    parts: list[str] = []  # in turn: text, code, text, ...
+    lines: list[str] = []
+    section = code = False
+    before = ""
+    for line in text.split("\n"):
+        if line.strip() and not line.startswith(" "):
+            section = line.strip() in _SECTIONS
+        starts = line.startswith("    ") and not before.strip() and not section
+        ends = bool(line.strip()) and not line.startswith(" ")
+        if (starts and not code) or (ends and code):
+            parts.append("\n".join(lines))
+            lines, code = [], not code
+        lines.append(line)
+        before = line
+    parts.append("\n".join(lines))
+    return "\n".join(f"::\n\n{part}" if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
     parts = _CODE.split(_RICH.sub("", text))
     return "".join(part if index % 2 else _MARKUP.sub(r"\\\g<0>", part) for index, part in enumerate(parts))
 
