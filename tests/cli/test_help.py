@@ -33,10 +33,11 @@ COMMANDS = [
     ["export"],
     ["card"],
     ["publish"],
+    ["schema"],
 ]
 LEAVES = [command for command in COMMANDS if command not in (["miniature"], ["prompts"])]
 # These have no configuration: all their settings are options.
-BY_OPTIONS = [leaf for leaf in LEAVES if leaf[0] in ("prompts", "report", "card", "publish")]
+BY_OPTIONS = [leaf for leaf in LEAVES if leaf[0] in ("prompts", "report", "card", "publish", "schema")]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 MERGE = """\
 run: {out: runs/merged}
@@ -147,6 +148,7 @@ def test_check_prints_the_resolved_settings(tmp_path: Path) -> None:
             ["the configuration file does not exist: 'gone.yaml'", "bad.yaml, good.yaml"],
         ),
         (["generate", "a cat", "--seed", "-1"], ["'run.seed' in the command line: -1"]),
+        (["schema", "distil"], ["no such stage: 'distil'", "Did you mean 'distill'?"]),
         (["distil"], ["No such command 'distil'", "Did you mean 'distill'?"]),
         (["merge", "good.yaml", "--sett", "x=1"], ["No such option", "--set"]),
         (["merge"], ["Missing argument 'CONFIG'"]),

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from flow_opd.adapters.merge_methods import MERGE_METHODS
-from flow_opd.cli.common import SETTINGS, _model
+from flow_opd.cli.common import SETTINGS, settings_of
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
@@ -69,7 +69,7 @@ def refusal(model: Any, values: dict[str, Any], *overrides: str) -> str:
 
 @pytest.mark.parametrize("stage", SETTINGS)
 def test_every_key_has_help(stage: str) -> None:
-    keys = list(describe(_model(stage)))
+    keys = list(describe(settings_of(stage)))
     assert keys
     assert [key.key for key in keys if len(key.help) < 5] == []
 

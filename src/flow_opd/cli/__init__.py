@@ -15,6 +15,7 @@ from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run
 from flow_opd.cli.plan import plan
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.cli.release import card, export, publish
+from flow_opd.cli.schema import schema
 from flow_opd.quiet import silence_imports
 
 
@@ -26,7 +27,6 @@ def _print_version(wanted: bool) -> None:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Distils several specialist teachers into one flow-matching text-to-image model, on policy.\n\n"
@@ -218,5 +218,5 @@ def report(
     run_stage("report", values, None, None, resume=False, check=False)
 
 
-for command in (export, card, publish):
+for command in (export, card, publish, schema):
     app.command()(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ SETTINGS = {
 }
 """Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
 MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
 
 
 def _print_keys(context: typer.Context, wanted: bool) -> None:
@@ -45,17 +47,35 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
 
     console = Console(highlight=False)
     name = context.command.name or ""
-    for key in describe(_model(MINIATURE_STAGES.get(name, name))):
+    for key in describe(settings_of(MINIATURE_STAGES.get(name, name))):
         facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
         console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
     raise typer.Exit
+
+
+def _complete_keys(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Returns the keys that may follow --set, with their help, for the shell's completion."""
+    from flow_opd.config.file.describe import describe
+
+    name = context.command.name or ""
+    stage = MINIATURE_STAGES.get(name, name)
+    if stage not in SETTINGS:
+        return []
+    return [
+        (f"{key.key}=", key.help)
+        for key in describe(settings_of(stage))
+        if key.key.startswith(incomplete) and key.default != "see below" and PLAIN_KEY.fullmatch(key.key)
+    ]
 
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Overrides a setting; repeatable.", autocompletion=_complete_keys
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
 Resume = Annotated[
@@ -119,11 +139,12 @@ def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]
 
     if isinstance(source, Path):
         file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
-        return read(file, _model(stage), overrides)
-    return from_values(source, _model(stage), overrides)
+        return read(file, settings_of(stage), overrides)
+    return from_values(source, settings_of(stage), overrides)
 
 
-def _model(stage: str) -> type[Settings]:
+def settings_of(stage: str) -> type[Settings]:
+    """Returns the settings model of a stage."""
     module, name = SETTINGS[stage].split(":")
     model: type[Settings] = getattr(importlib.import_module(module), name)
     return model
