@@ -38,7 +38,7 @@ from random_base import write_base
 
 from flow_opd.backbones.compute import choose_device
 from flow_opd.backbones.loading import DTYPES
-from flow_opd.planning.verdicts import GIB, MACHINES
+from flow_opd.planning.machines import GIB, MACHINES
 
 SHARES = {"updates": 0.4, "guidance": 0.15, "switching": 0.05, "waiting": 0.05, "compile": 0.15, "demo": 0.2}
 DEMO = ("distill.run.rounds=30", *(f"evaluate.domains.{task}.limit=40" for task in TASKS))

@@ -24,8 +24,8 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.plan import PlanSettings
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.machines import GIB
 from flow_opd.planning.plan import Plan
-from flow_opd.planning.verdicts import GIB
 from flow_opd.runs.base import Base
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
@@ -166,7 +166,7 @@ def compiled(bench: Bench) -> Iterator[Reading]:
 
 def switching(bench: Bench) -> Iterator[Reading]:
     """Yields what it takes to activate another adapter, with few and with many of them."""
-    bank = bench.parts(bench.settings(ROWS), TASKS[:1]).bank
+    bank = bench.parts(bench.settings(ROWS), TASKS[:1]).base.bank
     modules = len(bank.weights(TASKS[0]).factors)
     for count in (2, 5, 9):
         for index in range(len(bank.names), count):

@@ -27,9 +27,9 @@ from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import Dynamics, LoadedBackbone, VelocityField
+from flow_opd.runs.teachers import ANCHOR
 from flow_opd.runs.training import STUDENT
 from flow_opd.seeding import generator
-from flow_opd.stages.distill import ANCHOR
 from flow_opd.training.optimizer import EMA, build_optimizer, learning_rate
 from flow_opd.types import Conditioning, Prompt, Schedule
 

@@ -70,7 +70,7 @@ RESULTS = {
 WHOLE = frozenset({*LOADING.values(), *RESULTS.values()})
 """Parts that keep what is done inside them."""
 FIRST_WORK = (
-    "flow_opd.training.trainer:Trainer.run",
+    "flow_opd.training.trainer:Trainer.round",
     "flow_opd.evaluation.images:ImageSampler.score",
 )
 STAGES = {"teacher": "teachers/composition", "distill": "distill", "sft": "sft", "evaluate": "evaluate"}
@@ -185,7 +185,7 @@ def grpo(asked: argparse.Namespace, folder: Path) -> str:
     meter = Meter()
     for place, name in WORK.items():
         meter.watch(place, name)
-    meter.watch("flow_opd.training.trainer:Trainer.run", REST, outermost=True)
+    meter.watch("flow_opd.training.trainer:Trainer.round", REST, outermost=True)
     run("teacher", settings)
     return meter.table(f"a round of {config}", per=asked.rounds)
 

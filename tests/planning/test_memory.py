@@ -10,8 +10,9 @@ from torch import nn
 
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.planning.flops import gpu_hours
+from flow_opd.planning.machines import GIB, MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import Dynamic, largest_micro_batch, optimizer_size, sharded_size
-from flow_opd.planning.verdicts import GIB, MACHINES, RESERVE, Machine, Options, Saving, Verdict, judge
+from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
 CARD = Machine("card", 10.0, 100.0, 20.0)
 

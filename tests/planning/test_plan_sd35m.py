@@ -17,10 +17,10 @@ from flow_opd.config.file.reader import read
 from flow_opd.config.plan import PlanSettings
 from flow_opd.method.policy import Policy
 from flow_opd.planning.architectures import read_architecture
+from flow_opd.planning.machines import GIB
 from flow_opd.planning.plan import Plan
 from flow_opd.planning.shapes import ShapeModel, build_model
 from flow_opd.planning.table import plan_view
-from flow_opd.planning.verdicts import GIB
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 

@@ -16,7 +16,7 @@ from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.merge import MergeSettings
 from flow_opd.processes import ALONE
-from flow_opd.runs.adapters import files_of, load_lora
+from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.cells import Cells
 from flow_opd.stages import merge
 
@@ -93,10 +93,3 @@ def test_what_is_said(
     edit_config(snapshot, alpha_pattern={}, base_model_name_or_path=None)
     load_lora("owner/teacher", HUB_BASE, key="adapter")
     assert capsys.readouterr().err == ""
-
-
-def test_the_files_of_an_adapter(snapshot: Path) -> None:
-    assert files_of("owner/teacher", HUB_BASE, key="adapter") == [
-        snapshot / WEIGHTS_FILE,
-        snapshot / CONFIG_FILE,
-    ]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
-from flow_opd.config.distill import DistillSettings
+from flow_opd.config.distill import DistillConfig, DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import from_values, read
 from flow_opd.config.generate import GenerateSettings
@@ -20,7 +20,7 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.processes import Processes
-from flow_opd.runs.identity import fingerprint
+from flow_opd.runs.identity import training_identity
 from flow_opd.runs.launch import check_shares
 from flow_opd.stages import distill, evaluate, generate, teacher
 
@@ -125,22 +125,10 @@ def test_every_process_needs_its_share(
 def test_what_computes_a_run_is_no_part_of_its_identity(tmp_path: Path) -> None:
     def identity(*overrides: str) -> str:
         settings = distillation(tmp_path, *overrides)
-        return fingerprint(settings, settings.base, [])
+        return training_identity("distill", settings, DistillConfig.model_fields, settings.base, {})
 
     assert identity() == identity(
         "compute.guidance_batching=sequential", "base.offline=true", "micro_batch_size=1"
     )
-    for other in ("base.dtype=bfloat16", "base.resolution=16", "base.t5=false", "anchor.weight=0.5"):
+    for other in ("base.dtype=bfloat16", "base.resolution=16", "base.t5=false", "state_weights=x0"):
         assert identity(other) != identity(), other
-
-
-def test_the_passes_of_a_reward_are_no_part_of_a_teacher() -> None:
-    settings = read(asset_folder() / "configs/teachers/preference.yaml", TeacherSettings)
-    (reward,) = settings.rewards
-
-    def identity(**changes: object) -> str:
-        changed = settings.model_copy(update={"rewards": (reward.model_copy(update=changes),)})
-        return fingerprint(changed, settings.base, [])
-
-    assert identity() == identity(batch_size=2)
-    assert identity() != identity(weight=2.0)

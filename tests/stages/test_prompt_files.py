@@ -10,7 +10,6 @@ from typer.testing import CliRunner, Result
 
 from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
-from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.describe import describe
 from flow_opd.config.file.reader import from_values
@@ -19,7 +18,7 @@ from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.runs.cells import Cells
-from flow_opd.runs.identity import fingerprint
+from flow_opd.runs.identity import prompts_digest
 from flow_opd.runs.prompts import prompts_of
 
 GENEVAL_LINE = {
@@ -202,20 +201,15 @@ def test_a_run_may_read_the_text_in_quotes() -> None:
     assert prompt.metadata == {"text": "Hot Tea"}
 
 
-def test_a_check_does_not_make_another_training() -> None:
-    """A run that began without the checks goes on with them; other prompts are another run."""
+def test_a_training_knows_its_prompts_by_their_content() -> None:
+    """Where they lie and what was checked of them makes no other training; other prompts do."""
+    for name in ("p.txt", "q.txt"):
+        Path(name).write_text('A mug that reads "Hot Tea"\nA door\n')
 
-    def identity(**settings: object) -> str:
-        values = {
-            "run": {"out": "x", "rounds": 3},
-            "base": {"path": "asset:base", "max_sequence_length": 0},
-            "teachers": [{"name": "a", "tasks": ["t"], "adapter": "a"}],
-            "prompts": [{"path": "p.txt", "task": "t", **settings}],
-        }
-        distill = from_values(values, DistillSettings)
-        return fingerprint(distill, distill.base, [])
+    def identity(path: str = "p.txt", **settings: object) -> str:
+        return prompts_digest(prompts_of([PromptsSettings(path=path, task="t", **settings)]))  # type: ignore[arg-type]
 
-    assert identity() == identity(unique=True) == identity(disjoint_from=["test.txt"])
+    assert identity() == identity("q.txt") == identity(unique=True) == identity(disjoint_from=())
     assert len({identity(), identity(text_in_quotes=True), identity(limit=1)}) == 3
 
 
@@ -229,7 +223,9 @@ def test_a_check_does_not_make_another_table() -> None:
             "rewards": [{"name": "ocr"}],
         }
         settings = from_values(values, EvaluateSettings)
-        return Cells(Path("scores"), settings, resume=True, processes=ALONE).key("base", "text")
+        return Cells(Path("scores"), settings, {"base": None}, resume=True, processes=ALONE).key(
+            "base", "text"
+        )
 
     assert key() == key(unique=True) == key(disjoint_from=["train.txt"])
     assert len({key(), key(text_in_quotes=True), key(limit=1)}) == 3

@@ -414,7 +414,7 @@ def test_a_refused_resume_says_what_differs(tmp_path: Path) -> None:
     command += ["--set", "sampling.stochastic_steps=[0, 0]"]
     succeeds(*command, cwd=tmp_path)
     message = refused(*command, "--set", "anchor.weight=0.5", "--set", "micro_batch_size=2", cwd=tmp_path)
-    assert "Differs: anchor.weight: 0.02, now 0.5; " in message
+    assert "Differs: anchor.weight: 0.02, now 0.5." in message
 
 
 def test_pictures_of_prompts_that_look_alike_have_names_of_their_own(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ SETTINGS = {
     "publish": "flow_opd.config.release:PublishSettings",
 }
 """Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
+MODULES = {"miniature": "miniature.build", "miniature_prompts": "miniature.prompts"}
+"""Stages whose module has another name."""
 MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
 PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
 
@@ -125,7 +127,7 @@ def run_stage(
             typer.echo(to_yaml(settings), nl=False)
             return
         with uncollected():
-            module = importlib.import_module(f"flow_opd.stages.{stage}")
+            module = importlib.import_module(f"flow_opd.stages.{MODULES.get(stage, stage)}")
         result: Path = module.run(settings, resume=resume)
         from flow_opd.processes import is_first_launched  # here, as it takes torch along
 

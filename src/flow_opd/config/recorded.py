@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,29 @@ def base_of(settings: Recorded) -> BaseModelSettings:
 SHOWN = 5
 
 
-def differences(recorded: Path, settings: Settings) -> list[str]:
-    """Returns "key: value, now value" for the first keys that are not as in a config.yaml, if any."""
+def differences(recorded: Path, settings: Settings, *, but: Collection[str] = ()) -> list[str]:
+    """Returns "key: value, now value" for the first keys that are not as in a config.yaml, if any.
+
+    Args:
+        recorded: the config.yaml.
+        settings: what is compared with it.
+        but: keys that may differ, with all below them.
+    """
     try:
         before = load_document(recorded).data
     except (ConfigError, OSError):
         return []
-    found = list(_compared("", before, settings.model_dump(mode="json")))
+    found = list(_compared("", before, settings.model_dump(mode="json"), but))
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return [*found[:SHOWN], *more]
 
 
-def _compared(key: str, before: Any, now: Any) -> Iterator[str]:
+def _compared(key: str, before: Any, now: Any, but: Collection[str]) -> Iterator[str]:
+    if key in but:
+        return
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(name for name in now if name not in before)]:
-            yield from _compared(f"{key}.{name}" if key else str(name), before.get(name), now.get(name))
+            inside = f"{key}.{name}" if key else str(name)
+            yield from _compared(inside, before.get(name), now.get(name), but)
     elif before != now:
         yield f"{key}: {before}, now {now}"

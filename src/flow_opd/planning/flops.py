@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flow_opd.planning.job import Work
+from flow_opd.planning.machines import Machine
 from flow_opd.planning.probe import Costs
-from flow_opd.planning.verdicts import Machine
 
 DECODE, REWARDS = "decode", "rewards"
 

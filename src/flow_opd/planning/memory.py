@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from flow_opd.config.common import OptimizerSettings
-from flow_opd.planning.verdicts import GIB, RESERVE
+from flow_opd.planning.machines import GIB, RESERVE
 
 FLOAT32 = 4  # bytes
 SMALLEST_8BIT = 4096  # numbers; bitsandbytes keeps the moments of smaller tensors in 32 bits

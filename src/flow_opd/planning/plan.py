@@ -16,10 +16,11 @@ from flow_opd.config.plan import PlanSettings, TrainingSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import gpu_hours, update_flops
 from flow_opd.planning.job import Job, Work
+from flow_opd.planning.machines import MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
 from flow_opd.planning.probe import Readings
 from flow_opd.planning.shapes import ShapeModel, build_network, count
-from flow_opd.planning.verdicts import MACHINES, RESERVE, Machine, Options, Saving, Verdict, judge
+from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
 SCHEMA = 2  # of the JSON; raised when a key goes or changes its meaning
 

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flow_opd.planning.machines import GIB, RESERVE
 from flow_opd.planning.plan import Plan
-from flow_opd.planning.verdicts import GIB, RESERVE
 
 MIB = 2**20
 

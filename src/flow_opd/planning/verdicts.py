@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flow_opd.planning.machines import Machine
 from flow_opd.planning.memory import Dynamic, largest_micro_batch, needed
 
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # it takes peft along
     from flow_opd.adapters.lora import LoraWeights
 
 # Settings that change memory, speed or safety, and no number: they may be lowered after a crash.
-HARMLESS = {"checkpoint", "micro_batch_size", "sample_batch_size"}
+HARMLESS = {
+    *("checkpoint", "micro_batch_size", "sample_batch_size"),
+    *("compute", "embeddings", "base.offline", "run.out", "run.threads"),
+}
 
 
 def training_identity(

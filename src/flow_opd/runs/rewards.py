@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,18 +34,20 @@ def build_rewards(specs: Sequence[RewardSpec], *, device: torch.device | str = "
     return [TrainingReward(build_reward(spec, device=device), spec.weight, spec.tasks) for spec in specs]
 
 
-def load_reward(name: str, *, device: torch.device | str = "cpu", **settings: Any) -> Reward:
+def load_reward(
+    name: str, settings: Mapping[str, Any] | None = None, *, device: torch.device | str = "cpu"
+) -> Reward:
     """Returns a reward of this package.
 
     Args:
         name: 'geneval', 'ocr', 'deqa' or 'pickscore'.
+        settings: what stands beside its name in a configuration, such as {"path": "asset:rewards/deqa"}.
         device: where its networks compute.
-        settings: the keys of `rewards` in a configuration, such as path="asset:rewards/deqa".
 
     Raises:
         ConfigError: if there is no such reward, or a setting does not fit it.
     """
-    spec = from_values({"rewards": [{"name": name, **settings}]}, RewardsSettings).rewards[0]
+    spec = from_values({"rewards": [{"name": name, **(settings or {})}]}, RewardsSettings).rewards[0]
     return build_reward(spec, device=device)
 
 

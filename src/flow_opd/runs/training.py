@@ -21,6 +21,7 @@ from flow_opd.files import write_json
 from flow_opd.layout import ADAPTER, COLD_START, CONFIG, METRICS, TRAINING
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Objective
+from flow_opd.runs.identity import HARMLESS
 from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 
@@ -218,7 +219,7 @@ def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, res
     try:
         trainer.resume()
     except CheckpointError as refusal:
-        found = [] if settings is None else differences(trainer.folder / CONFIG, settings)
+        found = [] if settings is None else differences(trainer.folder / CONFIG, settings, but=HARMLESS)
         raise CheckpointError(
             f"{refusal} Differs: {'; '.join(found)}." if found else str(refusal)
         ) from refusal
