@@ -25,7 +25,7 @@ from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.student import first_weights, place_student
-from flow_opd.runs.teachers import named_policies
+from flow_opd.runs.teachers import ANCHOR, named_policies
 from flow_opd.runs.training import STUDENT, loop_settings
 from flow_opd.seeding import derived_seed
 from flow_opd.training.trainer import Trainer
@@ -76,6 +76,8 @@ def loaded_parts(settings: DistillSettings) -> Parts:
     loras = {each.name: load_lora(each.adapter, settings.base, key=key) for each in settings.teachers}
     for name, lora in loras.items():
         base.put(name, lora)
+    if settings.anchor is not None and settings.anchor.adapter is not None:
+        base.put(ANCHOR, load_lora(settings.anchor.adapter, settings.base, key="anchor.adapter"))
     start = first_weights(settings.cold_start, base, seed=settings.run.seed, teachers=loras)
     place_student(base, start, settings.lora, seed=settings.run.seed)
     return Parts(base, base.backbone, prompt_rounds(settings))

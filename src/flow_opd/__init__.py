@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from flow_opd.runs.rewards import load_reward as load_reward
     from flow_opd.runs.teachers import Anchor as Anchor
     from flow_opd.runs.teachers import Teacher as Teacher
-    from flow_opd.runs.training import Place as Place
     from flow_opd.runs.training import Training as Training
     from flow_opd.stages.distill import distill as distill
     from flow_opd.stages.generate import generate as generate
@@ -57,7 +56,6 @@ _HOMES = {
     "LoraSettings": "config.common",
     "LoraWeights": "adapters.lora",
     "OptimizerSettings": "config.common",
-    "Place": "runs.training",
     "Prompt": "types",
     "SFTConfig": "config.sft",
     "SamplingSettings": "config.common",
@@ -87,7 +85,6 @@ __all__ = [
     "LoraSettings",
     "LoraWeights",
     "OptimizerSettings",
-    "Place",
     "Prompt",
     "SFTConfig",
     "SamplingSettings",

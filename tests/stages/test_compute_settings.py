@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flow_opd.backbones import loading
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.distill import DistillConfig, DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
@@ -79,17 +80,17 @@ def test_memory_settings_change_nothing_that_is_trained(
     guided = ["sampling.guidance_scale=2.0", "anchor.guidance_scale=2.0"]
     distill.run(distillation(tmp_path / "plain", *guided), resume=False)
     seen: dict[str, Any] = {True: set(), False: set()}  # with gradients? -> rows of the passes
-    build = distill.load_backbone
+    build = loading.load_backbone
 
-    def watched(base: BaseModelSettings, compute: ComputeSettings, processes: Processes) -> Any:
-        seen["base"] = backbone = build(base, compute, processes)
+    def watched(base: BaseModelSettings, compute: ComputeSettings) -> Any:
+        seen["base"] = backbone = build(base, compute)
         backbone.transformer.register_forward_pre_hook(
             lambda _, args, kwargs: seen[torch.is_grad_enabled()].add(len(kwargs["hidden_states"])),
             with_kwargs=True,
         )
         return backbone
 
-    monkeypatch.setattr(distill, "load_backbone", watched)
+    monkeypatch.setattr(loading, "load_backbone", watched)
     frugal = ["compute.gradient_checkpointing=true", "compute.guidance_batching=sequential"]
     distill.run(distillation(tmp_path / "frugal", *guided, *frugal), resume=False)
     assert seen["base"].pipe.transformer.is_gradient_checkpointing

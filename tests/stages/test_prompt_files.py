@@ -204,7 +204,7 @@ def test_a_run_may_read_the_text_in_quotes() -> None:
 def test_a_training_knows_its_prompts_by_their_content() -> None:
     """Where they lie and what was checked of them makes no other training; other prompts do."""
     for name in ("p.txt", "q.txt"):
-        Path(name).write_text('A mug that reads "Hot Tea"\nA door\n')
+        Path(name).write_text('A mug that reads "Hot Tea"\nA sign "Exit"\n')
 
     def identity(path: str = "p.txt", **settings: object) -> str:
         return prompts_digest(prompts_of([PromptsSettings(path=path, task="t", **settings)]))  # type: ignore[arg-type]

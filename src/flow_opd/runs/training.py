@@ -53,6 +53,11 @@ class Place:
     resume: bool = True  # from the newest checkpoint, if there is one; False forgets all of them
     record: Settings | None = None  # what is written as the run's config.yaml
 
+    @classmethod
+    def at(cls, folder: Path | str | None, resume: bool, record: Settings | None) -> Place:
+        """Returns the place that a path names."""
+        return cls(None if folder is None else Path(folder), resume, record)
+
 
 class Training:
     """A training of one adapter, which gives its rounds to whoever asks.

@@ -61,7 +61,9 @@ def run(settings: DistillSettings, *, resume: bool, record: Settings | None = No
         anchor=_anchor(settings),
         seed=settings.run.seed,
         encoder=encoder,
-        place=Place(folder, resume, record or settings),
+        folder=folder,
+        resume=resume,
+        record=record or settings,
     ).train()
     return folder
 
@@ -79,7 +81,9 @@ def distill(
     router: Router | None = None,
     seed: int = 0,
     encoder: PromptEncoder | None = None,
-    place: Place | None = None,
+    folder: Path | str | None = None,
+    resume: bool = True,
+    record: Settings | None = None,
 ) -> Training:
     """Returns a distillation that is ready to go: train it, or go through its rounds.
 
@@ -96,7 +100,9 @@ def distill(
         router: which teachers answer for a prompt, in which parts; None asks the task's own one.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
-        place: the run folder; None keeps nothing on disk.
+        folder: the run folder, for checkpoints, a log and in the end the adapter; None keeps nothing.
+        resume: goes on from the newest checkpoint in there; False forgets all of them.
+        record: settings that are written as its config.yaml.
 
     Raises:
         ConfigError: if teachers and tasks do not match, or the walk does not suit its dynamics.
@@ -104,7 +110,7 @@ def distill(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or DistillConfig(), place or Place()
+    config, place = config or DistillConfig(), Place.at(folder, resume, record)
     encoder = encoder or base.backbone
     scale = config.sampling.guidance_scale
     experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=router)

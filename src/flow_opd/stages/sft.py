@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Generator, Tensor
 
 from flow_opd.adapters.sharding import shard_base
+from flow_opd.config.base import Settings
 from flow_opd.config.sft import LogitNormalSigmas, SFTConfig, SFTSettings, SigmasSpec
 from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
 from flow_opd.layout import SAMPLES
@@ -54,7 +55,9 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
         rounds=settings.run.rounds,
         seed=settings.run.seed,
         encoder=encoder,
-        place=Place(folder, resume, settings),
+        folder=folder,
+        resume=resume,
+        record=settings,
     ).train()
     return folder
 
@@ -69,7 +72,9 @@ def sft(
     router: Router | None = None,
     seed: int = 0,
     encoder: PromptEncoder | None = None,
-    place: Place | None = None,
+    folder: Path | str | None = None,
+    resume: bool = True,
+    record: Settings | None = None,
 ) -> Training:
     """Lets the teachers draw what is missing, and returns a training on their images that is ready to go.
 
@@ -82,7 +87,10 @@ def sft(
         router: which teachers draw a prompt, in which parts; None asks the task's own one.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
-        place: the run folder; None keeps the images in a temporary one, and nothing else.
+        folder: the run folder, for images, checkpoints, a log and in the end the adapter; None keeps the
+            images in a temporary one, and nothing else.
+        resume: goes on from the newest checkpoint in there; False forgets all of them.
+        record: settings that are written as its config.yaml.
 
     Raises:
         ConfigError: if teachers and tasks do not match.
@@ -90,7 +98,7 @@ def sft(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or SFTConfig(), place or Place()
+    config, place = config or SFTConfig(), Place.at(folder, resume, record)
     encoder = encoder or base.backbone
     experts = Experts(base, teachers, guidance_scale=1.0, encoder=encoder, router=router)
     if router is None:

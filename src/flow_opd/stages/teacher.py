@@ -8,6 +8,7 @@ from typing import Any
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
+from flow_opd.config.base import Settings
 from flow_opd.config.state_weights import NamedStateWeights
 from flow_opd.config.teacher import GRPOConfig, TeacherSettings
 from flow_opd.method import grpo as method
@@ -55,7 +56,9 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         student=first_weights(settings.cold_start, base, seed=settings.run.seed),
         seed=settings.run.seed,
         encoder=encoder,
-        place=Place(folder, resume, settings),
+        folder=folder,
+        resume=resume,
+        record=settings,
         rewards_identity={
             "rewards": [spec.model_dump(mode="json", exclude={"batch_size"}) for spec in settings.rewards],
             "files": [content(file) for file in reward_files(settings.rewards)],
@@ -74,7 +77,9 @@ def grpo(
     student: LoraWeights | None = None,
     seed: int = 0,
     encoder: PromptEncoder | None = None,
-    place: Place | None = None,
+    folder: Path | str | None = None,
+    resume: bool = True,
+    record: Settings | None = None,
     rewards_identity: Mapping[str, Any] | None = None,
 ) -> Training:
     """Returns a training by Flow-GRPO that is ready to go: train it, or go through its rounds.
@@ -89,7 +94,9 @@ def grpo(
         student: its first weights; None takes a fresh adapter. The KL's reference stays the bare base.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
-        place: the run folder; None keeps nothing on disk.
+        folder: the run folder, for checkpoints, a log and in the end the adapter; None keeps nothing.
+        resume: goes on from the newest checkpoint in there; False forgets all of them.
+        record: settings that are written as its config.yaml.
         rewards_identity: JSON values that say what the rewards' numbers depend on; None takes their code.
 
     Raises:
@@ -98,7 +105,7 @@ def grpo(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or GRPOConfig(), place or Place()
+    config, place = config or GRPOConfig(), Place.at(folder, resume, record)
     prompts = as_prompts(prompts)
     judges = [as_reward(one) for one in rewards]
     check_judged(prompts, {one.reward.name: one.tasks for one in judges})
@@ -117,29 +124,14 @@ def grpo(
         micro_batch_size=config.micro_batch_size,
         processes=base.processes,
     )
-    source, objective = method.grpo(
-        config,
-        base.policy(name, scale, encoder=encoder),
-        base.policy(None, scale, encoder=encoder),
-        base.backbone,
-        walks,
-        TrainingRewards(judges),
-        seed=seed,
-    )
-    if rewards_identity is None:
-        rewards_identity = {
-            one.reward.name: [
-                _known_by(one.reward),
-                one.weight,
-                one.tasks,
-            ]
-            for one in judges
-        }
+    own, bare = (base.policy(adapter, scale, encoder=encoder) for adapter in (name, None))
+    scorer = TrainingRewards(judges)
+    source, objective = method.grpo(config, own, bare, base.backbone, walks, scorer, seed=seed)
     parts = {
         "rounds": rounds,
         "seed": seed,
         "prompts": prompts_digest(prompts),
-        "rewards": rewards_identity,
+        "rewards": rewards_identity or {one.reward.name: _known_by(one) for one in judges},
         "student": start.digest(),
     }
     return Training(
@@ -157,6 +149,8 @@ def grpo(
     )
 
 
-def _known_by(reward: Reward) -> str:
-    """Returns what a reward is known by: its code, or that of its function."""
-    return part_identity(reward.function if isinstance(reward, FunctionReward) else reward)
+def _known_by(one: TrainingReward) -> list[Any]:
+    """Returns what a reward is known by: its code, or that of its function, its weight and its tasks."""
+    reward = one.reward
+    code = part_identity(reward.function if isinstance(reward, FunctionReward) else reward)
+    return [code, one.weight, one.tasks]
