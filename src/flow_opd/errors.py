@@ -13,6 +13,17 @@ from collections.abc import Iterable
 class FlowOPDError(Exception):
     """Base of every error that a user can cause; the command line prints it without a traceback."""
 
+    def __init__(self, what: str, *, value: object = None, allowed: str = "", fix: str = "") -> None:
+        """Makes the message of its four parts; or takes one that has been made already.
+
+        Args:
+            what: is wrong.
+            value: that was given.
+            allowed: what would be right; empty where `what` says it all.
+            fix: what to do.
+        """
+        super().__init__(explain(what, value=value, allowed=allowed, fix=fix) if allowed else what)
+
 
 class ConfigError(FlowOPDError, ValueError):
     """A configuration that cannot be read, or that asks for something impossible."""

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flow_opd.errors import ProcessError, explain
+from flow_opd.errors import ProcessError
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,9 @@ def _others_there() -> Iterator[None]:
         yield
     except RuntimeError as broken:
         raise ProcessError(
-            explain(
-                f"another process of this run has stopped, or cannot be reached ({str(broken)[:200]})",
-                value=f"process {dist.get_rank()} of {dist.get_world_size()}",
-                allowed="a run whose processes all live",
-                fix="see what the other process said; the same command goes on from the newest checkpoint, "
-                "on this or another number of processes",
-            )
+            f"another process of this run has stopped, or cannot be reached ({str(broken)[:200]})",
+            value=f"process {dist.get_rank()} of {dist.get_world_size()}",
+            allowed="a run whose processes all live",
+            fix="see what the other process said; the same command goes on from the newest checkpoint, "
+            "on this or another number of processes",
         ) from broken

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from flow_opd.errors import ConfigError, explain, nearest
+from flow_opd.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -35,12 +35,10 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             raise ConfigError(
-                explain(
-                    f"unknown {self.kind}",
-                    value=name,
-                    allowed=", ".join(sorted(self._entries)),
-                    fix=f"use one of these names.{nearest(name, self._entries)}",
-                )
+                f"unknown {self.kind}",
+                value=name,
+                allowed=", ".join(sorted(self._entries)),
+                fix=f"use one of these names.{nearest(name, self._entries)}",
             )
         return self._entries[name]
 

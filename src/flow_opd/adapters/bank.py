@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights, check_fit, targeted_linears
 from flow_opd.adapters.routed_linear import Route, RoutedLinear
-from flow_opd.errors import AdapterError, explain, nearest
+from flow_opd.errors import AdapterError, nearest
 
 _SIDES = ("lora_A", "lora_B")
 
@@ -44,12 +44,10 @@ class AdapterBank:
         """
         if any(isinstance(module, LoraLayer) for module in backbone.transformer.modules()):
             raise AdapterError(
-                explain(
-                    "transformer that has adapters already",
-                    value=type(backbone.transformer).__name__,
-                    allowed="a bare transformer",
-                    fix="make one bank for a backbone, and use it everywhere",
-                )
+                "transformer that has adapters already",
+                value=type(backbone.transformer).__name__,
+                allowed="a bare transformer",
+                fix="make one bank for a backbone, and use it everywhere",
             )
         self._backbone = backbone
         self._modules = dict(backbone.transformer.named_modules())
@@ -196,12 +194,10 @@ class AdapterBank:
         ]
         if wrong:
             raise AdapterError(
-                explain(
-                    f"state does not fit adapter {name!r}",
-                    value=wrong[:5],
-                    allowed="the keys and shapes of this adapter",
-                    fix="load the state of an adapter with the same rank and targets",
-                )
+                f"state does not fit adapter {name!r}",
+                value=wrong[:5],
+                allowed="the keys and shapes of this adapter",
+                fix="load the state of an adapter with the same rank and targets",
             )
         with torch.no_grad():
             for key, parameter in parameters.items():
@@ -261,23 +257,19 @@ class AdapterBank:
     def _check_known(self, name: str) -> None:
         if name not in self._settings:
             raise AdapterError(
-                explain(
-                    "unknown adapter",
-                    value=name,
-                    allowed=", ".join(self._settings) or "none was added yet",
-                    fix=f"add or load it first.{nearest(name, self._settings)}",
-                )
+                "unknown adapter",
+                value=name,
+                allowed=", ".join(self._settings) or "none was added yet",
+                fix=f"add or load it first.{nearest(name, self._settings)}",
             )
 
     def _check_new(self, name: str) -> None:
         if name in self._settings or not re.fullmatch(r"[\w-]+", name):
             raise AdapterError(
-                explain(
-                    "adapter name that is taken or unfit",
-                    value=name,
-                    allowed="letters, digits, _ and -, and not " + (", ".join(self._settings) or "empty"),
-                    fix="choose another name",
-                )
+                "adapter name that is taken or unfit",
+                value=name,
+                allowed="letters, digits, _ and -, and not " + (", ".join(self._settings) or "empty"),
+                fix="choose another name",
             )
 
 

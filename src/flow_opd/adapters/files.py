@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -37,12 +37,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             os.replace(staging, folder)
     except OSError as error:
         raise AdapterError(
-            explain(
-                f"cannot write the adapter folder ({error.strerror})",
-                value=str(folder),
-                allowed="a folder that this user may write, on a disk with room",
-                fix="choose another folder or free some space",
-            )
+            f"cannot write the adapter folder ({error.strerror})",
+            value=str(folder),
+            allowed="a folder that this user may write, on a disk with room",
+            fix="choose another folder or free some space",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -58,12 +56,10 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AdapterError(
-            explain(
-                f"cannot read an adapter file ({error.strerror})",
-                value=str(path),
-                allowed="a complete adapter folder",
-                fix="check the path, or copy the folder again",
-            )
+            f"cannot read an adapter file ({error.strerror})",
+            value=str(path),
+            allowed="a complete adapter folder",
+            fix="check the path, or copy the folder again",
         ) from error
 
 
@@ -82,18 +78,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         if path.read_bytes()[:2] in (b"PK", b"\x80\x02"):
             raise AdapterError(
-                explain(
-                    "a file that torch.save wrote, which could run code and is never opened here",
-                    value=str(path),
-                    allowed="safetensors",
-                    fix="load it once with PEFT in a place that you trust, and save it again as safetensors",
-                )
+                "a file that torch.save wrote, which could run code and is never opened here",
+                value=str(path),
+                allowed="safetensors",
+                fix="load it once with PEFT in a place that you trust, and save it again as safetensors",
             ) from error
         raise AdapterError(
-            explain(
-                f"damaged safetensors file ({error})",
-                value=str(path),
-                allowed="a complete safetensors file",
-                fix="copy or download the file again; it is probably truncated",
-            )
+            f"damaged safetensors file ({error})",
+            value=str(path),
+            allowed="a complete safetensors file",
+            fix="copy or download the file again; it is probably truncated",
         ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 DEFAULT_TARGET_MODULES = ATTENTION_PROJECTIONS
 """The eight projections of SD3's joint attention that Flow-GRPO and Flow-OPD adapt."""
@@ -30,27 +30,21 @@ class LoraForm:
         """
         if self.rank < 1:
             raise AdapterError(
-                explain(
-                    "LoRA rank",
-                    value=self.rank,
-                    allowed="whole numbers from 1",
-                    fix="set a rank of 1 or more",
-                )
+                "LoRA rank",
+                value=self.rank,
+                allowed="whole numbers from 1",
+                fix="set a rank of 1 or more",
             )
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise AdapterError(
-                explain(
-                    "LoRA alpha", value=self.alpha, allowed="numbers above 0", fix="set alpha, often 2 x rank"
-                )
+                "LoRA alpha", value=self.alpha, allowed="numbers above 0", fix="set alpha, often 2 x rank"
             )
         if not self.target_modules:
             raise AdapterError(
-                explain(
-                    "LoRA without target modules",
-                    value=self.target_modules,
-                    allowed="one name or more",
-                    fix="name the linear layers to adapt, e.g. attn.to_q",
-                )
+                "LoRA without target modules",
+                value=self.target_modules,
+                allowed="one name or more",
+                fix="name the linear layers to adapt, e.g. attn.to_q",
             )
 
     @classmethod

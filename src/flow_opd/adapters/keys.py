@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 PEFT = "base_model.model."  # PEFT: then the module of diffusers
 DIFFUSERS = "transformer."  # diffusers: then the module of diffusers
@@ -68,18 +68,16 @@ def parse_keys(
     )
     if strange or lonely or odd or len(found) != 1:
         raise AdapterError(
-            explain(
-                f"unexpected content of {source}",
-                value={
-                    "unknown keys": strange[:5],
-                    "modules without A or B": lonely[:5],
-                    "factors of different ranks": odd[:5],
-                    "prefixes": sorted(found),
-                },
-                allowed="plain LoRA: keys <prefix><module>.lora_A.weight and .lora_B.weight (or lora_down,"
-                f" lora_up) in pairs, and one of the prefixes {', '.join(prefixes)}",
-                fix="use a LoRA file of this kind, or convert it with the tool that wrote it",
-            )
+            f"unexpected content of {source}",
+            value={
+                "unknown keys": strange[:5],
+                "modules without A or B": lonely[:5],
+                "factors of different ranks": odd[:5],
+                "prefixes": sorted(found),
+            },
+            allowed="plain LoRA: keys <prefix><module>.lora_A.weight and .lora_B.weight (or lora_down,"
+            f" lora_up) in pairs, and one of the prefixes {', '.join(prefixes)}",
+            fix="use a LoRA file of this kind, or convert it with the tool that wrote it",
         )
     ((prefix, modules),) = found.items()
     return prefix, {name: _pair(pair) for name, pair in modules.items()}
@@ -100,10 +98,8 @@ def _refuse_text_encoders(tensors: Mapping[str, Tensor], source: str) -> None:
     of_text = [key for key in tensors if key.startswith(_OF_TEXT_ENCODERS)]
     if of_text:
         raise AdapterError(
-            explain(
-                f"a LoRA that changes text encoders too: {source}",
-                value=of_text[:3],
-                allowed="LoRAs of the transformer alone, since prompts are encoded once for all policies",
-                fix="use an adapter that was trained on the transformer alone",
-            )
+            f"a LoRA that changes text encoders too: {source}",
+            value=of_text[:3],
+            allowed="LoRAs of the transformer alone, since prompts are encoded once for all policies",
+            fix="use an adapter that was trained on the transformer alone",
         )

@@ -17,7 +17,7 @@ from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.keys import PEFT, parse_keys
 from flow_opd.adapters.peft_config import PeftConfig, config_entries
 from flow_opd.adapters.uniform import Factors, one_form
-from flow_opd.errors import AdapterError, explain, nearest
+from flow_opd.errors import AdapterError, nearest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -49,12 +49,10 @@ class LoraWeights:
         unused = settings.unmatched(self.factors)
         if strangers or unused:
             raise AdapterError(
-                explain(
-                    "LoRA weights and target_modules differ",
-                    value={"weights without target": strangers[:5], "targets without weights": unused[:5]},
-                    allowed="weights for exactly the modules that target_modules name",
-                    fix="use the adapter_config.json that was saved with these weights",
-                )
+                "LoRA weights and target_modules differ",
+                value={"weights without target": strangers[:5], "targets without weights": unused[:5]},
+                allowed="weights for exactly the modules that target_modules name",
+                fix="use the adapter_config.json that was saved with these weights",
             )
 
     @property
@@ -111,12 +109,10 @@ class LoraWeights:
             entries = json.loads(read_bytes(path))
         except ValueError as error:
             raise AdapterError(
-                explain(
-                    f"adapter config is not JSON ({error})",
-                    value=str(path),
-                    allowed="the JSON object that PEFT writes",
-                    fix="copy or download the file again",
-                )
+                f"adapter config is not JSON ({error})",
+                value=str(path),
+                allowed="the JSON object that PEFT writes",
+                fix="copy or download the file again",
             ) from error
         config = PeftConfig.of(entries, str(path))
         weights = Path(folder) / WEIGHTS_FILE
@@ -155,21 +151,17 @@ def _check_factors(module: str, down: Tensor, up: Tensor, rank: int) -> None:
     """Raises AdapterError unless A is [rank, in], B is [out, rank], and both are finite."""
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != rank or up.shape[1] != rank:
         raise AdapterError(
-            explain(
-                f"LoRA factors of {module} do not have the rank of their config",
-                value=f"A {list(down.shape)}, B {list(up.shape)}",
-                allowed=f"A [{rank}, in], B [out, {rank}]",
-                fix="use the adapter_config.json that was saved with these weights",
-            )
+            f"LoRA factors of {module} do not have the rank of their config",
+            value=f"A {list(down.shape)}, B {list(up.shape)}",
+            allowed=f"A [{rank}, in], B [out, {rank}]",
+            fix="use the adapter_config.json that was saved with these weights",
         )
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise AdapterError(
-            explain(
-                "LoRA factors that are not finite numbers",
-                value=module,
-                allowed="finite numbers",
-                fix="use an earlier checkpoint of this adapter",
-            )
+            "LoRA factors that are not finite numbers",
+            value=module,
+            allowed="finite numbers",
+            fix="use an earlier checkpoint of this adapter",
         )
 
 
@@ -184,12 +176,10 @@ def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraForm) -> di
     other = [module for module, layer in matched.items() if not isinstance(layer, nn.Linear)]
     if absent or other:
         raise AdapterError(
-            explain(
-                "target modules that this base cannot adapt",
-                value={"not in this base": absent[:5], "not linear": other[:5]},
-                allowed="names or dotted endings of its linear layers",
-                fix=f"correct target_modules.{nearest(absent[0], modules) if absent else ''}",
-            )
+            "target modules that this base cannot adapt",
+            value={"not in this base": absent[:5], "not linear": other[:5]},
+            allowed="names or dotted endings of its linear layers",
+            fix=f"correct target_modules.{nearest(absent[0], modules) if absent else ''}",
         )
     return {module: layer for module, layer in matched.items() if isinstance(layer, nn.Linear)}
 
@@ -204,21 +194,17 @@ def check_fit(lora: LoraWeights, linears: Mapping[str, nn.Linear]) -> None:
     extra = sorted(lora.factors.keys() - linears.keys())
     if missing or extra:
         raise AdapterError(
-            explain(
-                "LoRA that does not cover the modules of this base",
-                value={"missing": missing[:5], "not in this base": extra[:5]},
-                allowed=f"weights for the {len(linears)} modules that its targets name here",
-                fix="use an adapter of this base",
-            )
+            "LoRA that does not cover the modules of this base",
+            value={"missing": missing[:5], "not in this base": extra[:5]},
+            allowed=f"weights for the {len(linears)} modules that its targets name here",
+            fix="use an adapter of this base",
         )
     for module, linear in linears.items():
         down, up = lora.factors[module]
         if (up.shape[0], down.shape[1]) != (linear.out_features, linear.in_features):
             raise AdapterError(
-                explain(
-                    f"LoRA of another base: its width differs at {module}",
-                    value=[up.shape[0], down.shape[1]],
-                    allowed=f"[{linear.out_features}, {linear.in_features}]",
-                    fix="use an adapter of this base",
-                )
+                f"LoRA of another base: its width differs at {module}",
+                value=[up.shape[0], down.shape[1]],
+                allowed=f"[{linear.out_features}, {linear.in_features}]",
+                fix="use an adapter of this base",
             )

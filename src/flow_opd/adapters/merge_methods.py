@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_opd.adapters.lowrank import LowRank
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 from flow_opd.registry import Registry
 
 
@@ -29,13 +29,9 @@ class MergeOptions:
             AdapterError: if a value is out of range.
         """
         if not 0 < self.density <= 1:
-            raise AdapterError(
-                explain("TIES density", value=self.density, allowed="above 0, up to 1", fix="try 0.2")
-            )
+            raise AdapterError("TIES density", value=self.density, allowed="above 0, up to 1", fix="try 0.2")
         if not 0 <= self.drop < 1:
-            raise AdapterError(
-                explain("DARE drop rate", value=self.drop, allowed="from 0, below 1", fix="try 0.5")
-            )
+            raise AdapterError("DARE drop rate", value=self.drop, allowed="from 0, below 1", fix="try 0.5")
 
 
 Combine = Callable[[Sequence[LowRank], Sequence[float], MergeOptions, torch.Generator], LowRank | Tensor]
@@ -73,9 +69,7 @@ def ties(
     """
     if min(weights) < 0:
         raise AdapterError(
-            explain(
-                "weights of a TIES merge", value=list(weights), allowed="0 and above", fix="use method svd"
-            )
+            "weights of a TIES merge", value=list(weights), allowed="0 and above", fix="use method svd"
         )
     trimmed = torch.stack([_trim(part.dense(), options.density) for part in parts])
     share = torch.tensor(weights, dtype=trimmed.dtype).view(-1, 1, 1)
@@ -110,12 +104,10 @@ def factor_average(
     """
     if len({part.rank for part in parts}) > 1:
         raise AdapterError(
-            explain(
-                "factor average of different ranks",
-                value=[part.rank for part in parts],
-                allowed="equal ranks",
-                fix="use method mean or svd, which act on deltas",
-            )
+            "factor average of different ranks",
+            value=[part.rank for part in parts],
+            allowed="equal ranks",
+            fix="use method mean or svd, which act on deltas",
         )
     pairs = list(zip(parts, weights, strict=True))
     up = torch.stack([weight * part.up for part, weight in pairs]).sum(0)

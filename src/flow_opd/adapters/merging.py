@@ -13,7 +13,7 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
 from flow_opd.adapters.merge_report import MergeReport, ModuleReport, compare, kept_energy, share
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 
 def merge(
@@ -48,17 +48,15 @@ def merge(
     shares = _shares(chosen, method, weights, len(loras))
     if chosen.rank == "chosen" and (rank is None or rank < 1):
         what, fix = f"rank of merge method {method!r}", "say which rank to keep"
-        raise AdapterError(explain(what, value=rank, allowed="1 and above", fix=fix))
+        raise AdapterError(what, value=rank, allowed="1 and above", fix=fix)
     merged, modules = _combine(loras, shares, chosen, rank, options or MergeOptions())
     result_rank = max(delta.rank for delta in merged.values())
     if chosen.rank == "own" and rank not in (None, result_rank):
         raise AdapterError(
-            explain(
-                f"merge method {method!r} has a rank of its own",
-                value=rank,
-                allowed=f"{result_rank}, or none",
-                fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
-            )
+            f"merge method {method!r} has a rank of its own",
+            value=rank,
+            allowed=f"{result_rank}, or none",
+            fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
         )
     result = _to_lora(
         merged,
@@ -109,21 +107,17 @@ def _shapes(loras: Sequence[LoraWeights]) -> dict[str, tuple[int, int]]:
         AdapterError: if there is no LoRA, or two give one module different shapes.
     """
     if not loras:
-        raise AdapterError(
-            explain("nothing to merge", value=0, allowed="one LoRA or more", fix="name the adapters")
-        )
+        raise AdapterError("nothing to merge", value=0, allowed="one LoRA or more", fix="name the adapters")
     shapes: dict[str, tuple[int, int]] = {}
     for index, lora in enumerate(loras, start=1):
         for module, (down, up) in lora.factors.items():
             shape = (up.shape[0], down.shape[1])
             if shapes.setdefault(module, shape) != shape:
                 raise AdapterError(
-                    explain(
-                        f"LoRA number {index} has another shape of {module} than one before it",
-                        value=shape,
-                        allowed=str(shapes[module]),
-                        fix="merge adapters of one base",
-                    )
+                    f"LoRA number {index} has another shape of {module} than one before it",
+                    value=shape,
+                    allowed=str(shapes[module]),
+                    fix="merge adapters of one base",
                 )
     return shapes
 
@@ -157,31 +151,25 @@ def _shares(
     if weights is None:
         if chosen.weights == "given":
             raise AdapterError(
-                explain(
-                    f"merge method {method!r} without weights",
-                    value=None,
-                    allowed="a list",
-                    fix="give weights",
-                )
+                f"merge method {method!r} without weights",
+                value=None,
+                allowed="a list",
+                fix="give weights",
             )
         return (1.0 / count,) * count
     if chosen.weights == "equal":
         raise AdapterError(
-            explain(
-                f"weights for merge method {method!r}",
-                value=list(weights),
-                allowed="none, all count alike",
-                fix="leave the weights out, or use method weighted or svd",
-            )
+            f"weights for merge method {method!r}",
+            value=list(weights),
+            allowed="none, all count alike",
+            fix="leave the weights out, or use method weighted or svd",
         )
     if len(weights) != count or not all(map(math.isfinite, weights)) or not any(weights):
         raise AdapterError(
-            explain(
-                "merge weights",
-                value=list(weights),
-                allowed=f"{count} finite numbers, not all 0",
-                fix="give one weight for each adapter",
-            )
+            "merge weights",
+            value=list(weights),
+            allowed=f"{count} finite numbers, not all 0",
+            fix="give one weight for each adapter",
         )
     return tuple(float(weight) for weight in weights)
 

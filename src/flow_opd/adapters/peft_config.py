@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_opd.adapters.form import LoraForm
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 # Entries that do not change what the factors mean, or that `PeftConfig` reads. Every other entry has to be
 # off: an option of a later version is refused, not ignored.
@@ -81,12 +81,10 @@ class PeftConfig:
             and entries.get("peft_type", "LORA") == "LORA"
         ):
             raise AdapterError(
-                explain(
-                    f"not the config of a LoRA: {source}",
-                    value={"r": rank, "lora_alpha": alpha, "target_modules": targets},
-                    allowed="peft_type LORA, a whole number r, a number lora_alpha, and target_modules",
-                    fix="use the adapter_config.json that PEFT saved with the weights",
-                )
+                f"not the config of a LoRA: {source}",
+                value={"r": rank, "lora_alpha": alpha, "target_modules": targets},
+                allowed="peft_type LORA, a whole number r, a number lora_alpha, and target_modules",
+                fix="use the adapter_config.json that PEFT saved with the weights",
             )
         _refuse_other_kinds(entries, source)
         narrowed = isinstance(targets, str) or entries.get("exclude_modules") not in _OFF
@@ -130,12 +128,10 @@ def _refuse_other_kinds(entries: Mapping[str, Any], source: str) -> None:
         other["init_lora_weights"] = start
     if other:
         raise AdapterError(
-            explain(
-                f"a LoRA with options that are not supported: {source}",
-                value=other,
-                allowed="plain LoRA, a multiple of B A: no DoRA, no biases, no start that changes the base",
-                fix="convert the adapter to a plain LoRA with PEFT first",
-            )
+            f"a LoRA with options that are not supported: {source}",
+            value=other,
+            allowed="plain LoRA, a multiple of B A: no DoRA, no biases, no start that changes the base",
+            fix="convert the adapter to a plain LoRA with PEFT first",
         )
 
 

@@ -7,7 +7,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 
-from flow_opd.errors import ConfigError, explain, nearest
+from flow_opd.errors import ConfigError, nearest
 from flow_opd.quiet import quiet_loading
 
 
@@ -96,6 +96,4 @@ def _heads(
 
 
 def _refusal(why: str, name: str, allowed: str, fix: str) -> ConfigError:
-    return ConfigError(
-        explain(f"'compute.attention_backend': {why}", value=name, allowed=allowed, fix=fix),
-    )
+    return ConfigError(f"'compute.attention_backend': {why}", value=name, allowed=allowed, fix=fix)

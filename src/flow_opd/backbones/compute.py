@@ -14,7 +14,7 @@ from torch.nn import functional
 from flow_opd.backbones.attention import use_attention_backend
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import ComputeSettings, TrainingComputeSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 
 COMPILER = "inductor"  # of torch.compile
 COMPILED_VARIANTS = 256  # of a block: one per adapter, kind of block and shape, with and without gradients
@@ -37,12 +37,10 @@ def choose_device(name: str) -> torch.device:
         ]
     if name not in usable:
         raise ConfigError(
-            explain(
-                "'compute.device' names a device that is not here",
-                value=name,
-                allowed=", ".join(["auto", *usable]),
-                fix="use one of these; a card that is missing here needs its driver, and torch built for it",
-            )
+            "'compute.device' names a device that is not here",
+            value=name,
+            allowed=", ".join(["auto", *usable]),
+            fix="use one of these; a card that is missing here needs its driver, and torch built for it",
         )
     return torch.device(name)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flow_opd.backbones.pipeline import DiffusersBackbone, check_resolution, check_t5_length, grid
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.types import Conditioning, Prompt
 
 PATCH = 2  # latent pixels of a token, per side
@@ -76,12 +76,10 @@ class FluxBackbone(DiffusersBackbone):
         """
         if not base.t5:
             raise ConfigError(
-                explain(
-                    "'base.t5' drops the encoder that FLUX reads its prompts by",
-                    value=base.t5,
-                    allowed="true",
-                    fix="leave it out",
-                )
+                "'base.t5' drops the encoder that FLUX reads its prompts by",
+                value=base.t5,
+                allowed="true",
+                fix="leave it out",
             )
         return {}
 
@@ -174,4 +172,4 @@ def _check_guidance(reads_guidance: bool, embedded_guidance: float | None) -> No
         fix = "leave it out"
     else:
         return
-    raise ConfigError(explain(what, value=embedded_guidance, allowed=allowed, fix=fix))
+    raise ConfigError(what, value=embedded_guidance, allowed=allowed, fix=fix)

@@ -18,7 +18,7 @@ from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import locate_model
-from flow_opd.errors import ConfigError, FlowOPDError, explain
+from flow_opd.errors import ConfigError, FlowOPDError
 from flow_opd.hub import hub_errors, is_offline
 from flow_opd.quiet import quiet_loading
 
@@ -96,12 +96,10 @@ def _load_errors(source: str) -> Iterator[None]:
         raise
     except Exception as fault:  # safetensors, JSON, torch, diffusers: each has errors of its own
         raise ConfigError(
-            explain(
-                f"the base cannot be loaded ({type(fault).__name__}: {str(fault).strip()[:300]})",
-                value=source,
-                allowed="a complete diffusers folder in safetensors, or a hub id that can be reached",
-                fix="correct base.path (and base.variant, if it is set), or copy or download the base again",
-            )
+            f"the base cannot be loaded ({type(fault).__name__}: {str(fault).strip()[:300]})",
+            value=source,
+            allowed="a complete diffusers folder in safetensors, or a hub id that can be reached",
+            fix="correct base.path (and base.variant, if it is set), or copy or download the base again",
         ) from fault
 
 
@@ -121,12 +119,10 @@ def _pipeline_index(source: str, base: BaseModelSettings) -> dict[str, Any]:
         )
     elif not file.is_file():
         raise ConfigError(
-            explain(
-                "the base is not a diffusers folder",
-                value=source,
-                allowed=f"a folder with a {INDEX}, or a hub id",
-                fix="point base.path at the folder that save_pretrained wrote",
-            )
+            "the base is not a diffusers folder",
+            value=source,
+            allowed=f"a folder with a {INDEX}, or a hub id",
+            fix="point base.path at the folder that save_pretrained wrote",
         )
     index: dict[str, Any] = json.loads(file.read_text())
     return index
@@ -136,11 +132,9 @@ def _kind(index: Mapping[str, Any], source: str) -> type[DiffusersBackbone]:
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in BACKBONES:
         raise ConfigError(
-            explain(
-                f"the base {source} is a pipeline of another kind",
-                value=name,
-                allowed=f"a {INDEX} that names one of " + ", ".join(sorted(BACKBONES)),
-                fix="point base.path at such a base",
-            )
+            f"the base {source} is a pipeline of another kind",
+            value=name,
+            allowed=f"a {INDEX} that names one of " + ", ".join(sorted(BACKBONES)),
+            fix="point base.path at such a base",
         )
     return BACKBONES[name]

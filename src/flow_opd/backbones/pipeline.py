@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flow_opd.backbones.encoders import LONGEST_T5_PROMPT, identity_of
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.types import Conditioning, Prompt
 
 
@@ -147,14 +147,9 @@ class DiffusersBackbone(ABC):
         """
         part = getattr(self.pipe, name)
         if part is None:
-            raise RuntimeError(
-                explain(
-                    "the base is asked for work of a part that was freed",
-                    value=name,
-                    allowed="prompts are encoded before free_encoders(), pictures before free_vae()",
-                    fix="do this work earlier, keep its result, or load the base again",
-                )
-            )
+            order = "prompts are encoded before free_encoders(), pictures before free_vae()"
+            what, fix = "work of a part that was freed", "do it earlier, or load the base again"
+            raise RuntimeError(explain(what, value=name, allowed=order, fix=fix))
         return part
 
 
@@ -203,12 +198,10 @@ def check_resolution(resolution: int | None, *, multiple: int, largest: int | No
         limit = f" up to {largest}" if largest is not None else ""
         close = max(multiple, min(round(resolution / multiple) * multiple, largest or resolution + multiple))
         raise ConfigError(
-            explain(
-                "'base.resolution' is a size that this base cannot draw",
-                value=resolution,
-                allowed=f"multiples of {multiple} pixels{limit}",
-                fix=f"set base.resolution to {close}, or leave it out for the base's own size",
-            )
+            "'base.resolution' is a size that this base cannot draw",
+            value=resolution,
+            allowed=f"multiples of {multiple} pixels{limit}",
+            fix=f"set base.resolution to {close}, or leave it out for the base's own size",
         )
 
 
@@ -220,10 +213,8 @@ def check_t5_length(max_sequence_length: int) -> None:
     """
     if not 1 <= max_sequence_length <= LONGEST_T5_PROMPT:
         raise ConfigError(
-            explain(
-                "'base.max_sequence_length' is no length for the T5 encoder of this base",
-                value=max_sequence_length,
-                allowed=f"1 to {LONGEST_T5_PROMPT} tokens",
-                fix="set 128 or 256, or drop the encoder by base.t5: false where the base can do without",
-            )
+            "'base.max_sequence_length' is no length for the T5 encoder of this base",
+            value=max_sequence_length,
+            allowed=f"1 to {LONGEST_T5_PROMPT} tokens",
+            fix="set 128 or 256, or drop the encoder by base.t5: false where the base can do without",
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.backbones.pipeline import DiffusersBackbone, check_resolution, check_t5_length, grid
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.types import Conditioning, Prompt
 
 TIMESTEPS_PER_SIGMA = 1000.0  # the transformer was trained on timestep = 1000 sigma
@@ -67,12 +67,10 @@ class SD3Backbone(DiffusersBackbone):
         """
         if base.embedded_guidance is not None:
             raise ConfigError(
-                explain(
-                    "'base.embedded_guidance' is set for a base that reads no guidance",
-                    value=base.embedded_guidance,
-                    allowed="null for Stable Diffusion 3",
-                    fix="leave it out; guidance_scale of each policy is what guides this base",
-                )
+                "'base.embedded_guidance' is set for a base that reads no guidance",
+                value=base.embedded_guidance,
+                allowed="null for Stable Diffusion 3",
+                fix="leave it out; guidance_scale of each policy is what guides this base",
             )
         return {part: None for part in T5_PARTS if not base.t5 or index.get(part) in (None, [None, None])}
 

@@ -33,17 +33,15 @@ def schema(
     """
     with user_errors():
         from flow_opd.config.json_schema import json_schema
-        from flow_opd.errors import ConfigError, explain, nearest
+        from flow_opd.errors import ConfigError, nearest
         from flow_opd.files import write_text
 
         if stage is not None and stage not in SETTINGS:
             raise ConfigError(
-                explain(
-                    "no such stage",
-                    value=stage,
-                    allowed=", ".join(SETTINGS),
-                    fix=f"{nearest(stage, SETTINGS).strip()} Name a stage, or none for all".strip(),
-                )
+                "no such stage",
+                value=stage,
+                allowed=", ".join(SETTINGS),
+                fix=f"{nearest(stage, SETTINGS).strip()} Name a stage, or none for all".strip(),
             )
         made = {name: json_schema(settings_of(name), name) for name in ([stage] if stage else SETTINGS)}
         if out is None:

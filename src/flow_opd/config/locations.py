@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from flow_opd.errors import ConfigError, explain, nearest
+from flow_opd.errors import ConfigError, nearest
 
 ASSET = "asset:"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -47,12 +47,10 @@ def locate(name: str | Path, *, key: str = "path") -> Path:
     path = Path(text).expanduser()
     if not path.exists():
         raise ConfigError(
-            explain(
-                f"'{key}' names something that does not exist",
-                value=text,
-                allowed="an existing path (relative paths start in the current directory), or asset:NAME",
-                fix=f"{alike(path)} Correct '{key}', or make the file first".strip(),
-            )
+            f"'{key}' names something that does not exist",
+            value=text,
+            allowed="an existing path (relative paths start in the current directory), or asset:NAME",
+            fix=f"{alike(path)} Correct '{key}', or make the file first".strip(),
         )
     return path
 
@@ -93,10 +91,8 @@ def _asset(name: str, key: str) -> Path:
     known = sorted(each.name for each in root.iterdir() if each.name[0] not in "._") if root.is_dir() else []
     hint = nearest(name, known).strip()
     raise ConfigError(
-        explain(
-            f"'{key}' names an asset that this package does not hold",
-            value=ASSET + name,
-            allowed=", ".join(ASSET + each for each in known) or "none: the package was built without assets",
-            fix=f"{hint} Use one of these, or the path of a file of your own".strip(),
-        )
+        f"'{key}' names an asset that this package does not hold",
+        value=ASSET + name,
+        allowed=", ".join(ASSET + each for each in known) or "none: the package was built without assets",
+        fix=f"{hint} Use one of these, or the path of a file of your own".strip(),
     )

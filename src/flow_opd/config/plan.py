@@ -18,7 +18,7 @@ from flow_opd.config.file.reader import validate
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 
 TrainingSettings = DistillSettings | TeacherSettings
 _STAGES: tuple[type[Settings], ...] = (
@@ -60,12 +60,10 @@ def _kind(data: Mapping[str, Any], name: str) -> type[DistillSettings] | type[Te
     if found in (DistillSettings, TeacherSettings):
         return found
     raise ConfigError(
-        explain(
-            f"{name} is no training that can be planned",
-            value=sorted(data),
-            allowed="a distillation or a Flow-GRPO teacher",
-            fix="give the configuration of `flow-opd distill` or `flow-opd teacher`",
-        )
+        f"{name} is no training that can be planned",
+        value=sorted(data),
+        allowed="a distillation or a Flow-GRPO teacher",
+        fix="give the configuration of `flow-opd distill` or `flow-opd teacher`",
     )
 
 

@@ -16,7 +16,7 @@ from flow_opd.config.file.reader import validate
 from flow_opd.config.merge import MergeSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.layout import CONFIG
 
 Recorded = DemoSettings | DistillSettings | EvaluateSettings | MergeSettings | SFTSettings | TeacherSettings
@@ -42,12 +42,10 @@ def recorded(folder: Path) -> Recorded:
     model = next((each for key, each in _OWN_KEY.items() if key in document.data), None)
     if model is None:
         raise ConfigError(
-            explain(
-                "a run of another kind",
-                value=str(folder / CONFIG),
-                allowed="a run of demo, distill, evaluate, merge, sft or teacher",
-                fix="name the folder of such a run",
-            )
+            "a run of another kind",
+            value=str(folder / CONFIG),
+            allowed="a run of demo, distill, evaluate, merge, sft or teacher",
+            fix="name the folder of such a run",
         )
     return validate(document, model)
 

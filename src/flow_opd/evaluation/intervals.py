@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 
 Pair = tuple[str, int]
 CACHED_STRATA = 16  # a stratum of 500 prompts and 4000 resamples holds 16 MB
@@ -63,33 +63,27 @@ class Scores:
         sizes = (*named, *numbers.shape, *mask.shape)
         if len(set(sizes)) != 1 or len(sizes) != 6:
             raise DataError(
-                explain(
-                    "lines, seeds, prompts, tags, scores and mask of different lengths",
-                    value=(*named, numbers.shape, mask.shape),
-                    allowed="one entry per image in each",
-                    fix="pass flat arrays in the order of the images",
-                )
+                "lines, seeds, prompts, tags, scores and mask of different lengths",
+                value=(*named, numbers.shape, mask.shape),
+                allowed="one entry per image in each",
+                fix="pass flat arrays in the order of the images",
             )
         pairs = tuple((str(line), int(seed)) for line, seed in zip(lines, seeds, strict=True))
         if len(set(pairs)) != len(pairs):
             twice = next(pair for pair in pairs if pairs.count(pair) > 1)
             raise DataError(
-                explain(
-                    "an image scored twice",
-                    value=twice,
-                    allowed="each (line, seed) once",
-                    fix="give each line an id of its own, or another seed",
-                )
+                "an image scored twice",
+                value=twice,
+                allowed="each (line, seed) once",
+                fix="give each line an id of its own, or another seed",
             )
         broken = np.flatnonzero(mask & ~np.isfinite(numbers))
         if broken.size:
             raise DataError(
-                explain(
-                    f"score of line {pairs[broken[0]][0]!r}, seed {pairs[broken[0]][1]}",
-                    value=float(numbers[broken[0]]),
-                    allowed="a finite number, or an image marked as not valid",
-                    fix="look at the reward that gave it; a score is never replaced by a stand-in",
-                )
+                f"score of line {pairs[broken[0]][0]!r}, seed {pairs[broken[0]][1]}",
+                value=float(numbers[broken[0]]),
+                allowed="a finite number, or an image marked as not valid",
+                fix="look at the reward that gave it; a score is never replaced by a stand-in",
             )
         return Scores(pairs, numbers, mask, tuple(prompts), tuple(tags))
 
@@ -147,12 +141,10 @@ def jointly(*scores: Scores) -> list[Scores]:
         stray = set(first.pairs) ^ set(other.pairs)
         if stray:
             raise DataError(
-                explain(
-                    f"paired scores that differ in {len(stray)} (prompt, seed) pairs, for one",
-                    value=min(stray),
-                    allowed="the same prompts and seeds in both rows",
-                    fix="evaluate both policies with one prompts file and one list of seeds",
-                )
+                f"paired scores that differ in {len(stray)} (prompt, seed) pairs, for one",
+                value=min(stray),
+                allowed="the same prompts and seeds in both rows",
+                fix="evaluate both policies with one prompts file and one list of seeds",
             )
     aligned = []
     for one in scores:
@@ -203,12 +195,10 @@ class Bootstrap:
         found = sum(len(group.prompts) for group in groups)
         if found < 2:
             raise DataError(
-                explain(
-                    "too few judged prompts for an interval",
-                    value=found,
-                    allowed="at least 2, better 100",
-                    fix="evaluate more prompts, or leave this metric out of the domain",
-                )
+                "too few judged prompts for an interval",
+                value=found,
+                allowed="at least 2, better 100",
+                fix="evaluate more prompts, or leave this metric out of the domain",
             )
         means = [self._means(group, stratum) for group in groups]
         draws: NDArray[np.float64] = np.average(means, axis=0, weights=[group.tags for group in groups])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find_metric(name: str, metrics: Sequence[Metric] = METRICS) -> Metric:
         if metric.name == name:
             return metric
     known = ", ".join(metric.name for metric in metrics)
-    raise DataError(explain("unknown metric", value=name, allowed=known, fix="use one of these names"))
+    raise DataError("unknown metric", value=name, allowed=known, fix="use one of these names")
 
 
 def averaged_metrics(metrics: Sequence[Metric] = METRICS) -> dict[str, float]:
@@ -107,11 +107,9 @@ def average_score(means: Mapping[str, float], metrics: Sequence[Metric] = METRIC
     missing = [name for name in divisors if name not in means]
     if missing:
         raise DataError(
-            explain(
-                "an average score without all of its metrics",
-                value=sorted(means),
-                allowed=", ".join(divisors),
-                fix=f"measure {', '.join(missing)} too",
-            )
+            "an average score without all of its metrics",
+            value=sorted(means),
+            allowed=", ".join(divisors),
+            fix=f"measure {', '.join(missing)} too",
         )
     return sum(means[name] / divisor for name, divisor in divisors.items()) / len(divisors)

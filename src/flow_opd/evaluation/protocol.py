@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.evaluation.intervals import Bootstrap
 from flow_opd.evaluation.metrics import METRICS, Metric
 from flow_opd.files import sha256
@@ -32,12 +32,10 @@ class PromptFile:
         """
         if not path.is_file():
             raise DataError(
-                explain(
-                    "a prompts file that is not there",
-                    value=str(path),
-                    allowed="a text or jsonl file",
-                    fix="check the path",
-                )
+                "a prompts file that is not there",
+                value=str(path),
+                allowed="a text or jsonl file",
+                fix="check the path",
             )
         return PromptFile(path.name, sha256(path), count)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flow_opd.errors import DataError, explain, nearest
+from flow_opd.errors import DataError, nearest
 from flow_opd.evaluation.intervals import Bootstrap, Cell, Scores, paired_difference
 from flow_opd.evaluation.metrics import Metric, average_score, averaged_metrics, find_metric
 from flow_opd.evaluation.protocol import ProtocolCard
@@ -133,12 +133,10 @@ def build_results(
     for name in (roles.base, roles.student, roles.merge, *roles.teachers.values(), *roles.baselines):
         if name is not None and name not in scores:
             raise DataError(
-                explain(
-                    "a role without a row",
-                    value=name,
-                    allowed=", ".join(scores),
-                    fix=f"evaluate it, or name another row.{nearest(name, scores)}",
-                )
+                "a role without a row",
+                value=name,
+                allowed=", ".join(scores),
+                fix=f"evaluate it, or name another row.{nearest(name, scores)}",
             )
     bootstrap = protocol.bootstrap()
     measured = {name: _applicable(domains, protocol.metrics) for name, domains in scores.items()}

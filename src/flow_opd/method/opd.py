@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flow_opd.config.distill import DirectKLSettings, DistillConfig
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.method.corrections import CORRECTIONS, CorrectedRollouts
 from flow_opd.method.objectives import (
     ClippedPolicyGradient,
@@ -80,12 +80,10 @@ def distillation(
         return direct_opd(policies, walks, distance or squared_distance)
     if distance is not None:
         raise ConfigError(
-            explain(
-                f"a distance of velocities, of which the objective {objective.name!r} has none",
-                value=getattr(distance, "__name__", distance),
-                allowed="the objective 'direct-kl' beside it",
-                fix="leave one of the two out",
-            )
+            f"a distance of velocities, of which the objective {objective.name!r} has none",
+            value=getattr(distance, "__name__", distance),
+            allowed="the objective 'direct-kl' beside it",
+            fix="leave one of the two out",
         )
     return policy_gradient_opd(
         policies,

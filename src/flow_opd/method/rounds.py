@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.types import Prompt
 
 SHARE_RESOLUTION = 1000  # shares are rounded to thousandths
@@ -44,7 +44,7 @@ class PromptRounds:
         assert prompts_per_round >= 1, prompts_per_round
         if not prompts:
             raise DataError(
-                explain("no prompts to train on", value=0, allowed="at least one", fix="name a prompts file")
+                "no prompts to train on", value=0, allowed="at least one", fix="name a prompts file"
             )
         self.seed = seed
         self.prompts_per_round = prompts_per_round
@@ -91,12 +91,10 @@ def _whole_shares(tasks: Sequence[str], shares: Mapping[str, float] | None) -> l
         return [1] * len(tasks)
     if set(shares) != set(tasks) or not all(math.isfinite(share) and share > 0 for share in shares.values()):
         raise DataError(
-            explain(
-                "task shares that do not match the prompts",
-                value=dict(shares),
-                allowed=f"a share above 0 for each of {', '.join(tasks)}",
-                fix="give one share for each task that has prompts, and no other",
-            )
+            "task shares that do not match the prompts",
+            value=dict(shares),
+            allowed=f"a share above 0 for each of {', '.join(tasks)}",
+            fix="give one share for each task that has prompts, and no other",
         )
     total = sum(shares.values())
     whole = [max(1, round(SHARE_RESOLUTION * shares[task] / total)) for task in tasks]

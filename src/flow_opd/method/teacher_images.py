@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from flow_opd.errors import NonFiniteError, explain
+from flow_opd.errors import NonFiniteError
 from flow_opd.method.rollouts import Repeatable, generate_latents, micro_rows
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import PromptEncoder, VelocityField
@@ -144,12 +144,10 @@ class TeacherImages:
         for prompt, latents in zip(prompts, x0, strict=True):
             if not bool(torch.isfinite(latents).all()):
                 raise NonFiniteError(
-                    explain(
-                        f"the teacher of task {prompt.task!r} draws something that is not finite",
-                        value=prompt.text,
-                        allowed="finite latents",
-                        fix="use bfloat16 or float32 instead of float16, and look at this teacher's adapter",
-                    )
+                    f"the teacher of task {prompt.task!r} draws something that is not finite",
+                    value=prompt.text,
+                    allowed="finite latents",
+                    fix="use bfloat16 or float32 instead of float16, and look at this teacher's adapter",
                 )
         return x0
 

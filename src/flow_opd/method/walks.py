@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flow_opd.config.common import SamplingSettings
 from flow_opd.config.state_weights import CustomStateWeights, StateWeightsSpec
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.flow.weights import STATE_WEIGHTS, StateWeights, given_weights, noisy_weights, scaled
@@ -42,12 +42,10 @@ def refuse_tiny_levels(sigmas: Tensor, sampling: SamplingSettings) -> None:
         if tiny[0] > first:
             fix = f"set sampling.stochastic_steps to [{first}, {tiny[0] - 1}], or use dynamics 'sde'"
         raise ConfigError(
-            explain(
-                f"step {tiny[0]} of CPS adds noise on its way to a tiny level and has nearly all of the KL",
-                value=round(float(sigmas[tiny[0] + 1]), 4),
-                allowed=f"noise in steps that end at {TINY_LEVEL} or above",
-                fix=fix,
-            )
+            f"step {tiny[0]} of CPS adds noise on its way to a tiny level and has nearly all of the KL",
+            value=round(float(sigmas[tiny[0] + 1]), 4),
+            allowed=f"noise in steps that end at {TINY_LEVEL} or above",
+            fix=fix,
         )
 
 

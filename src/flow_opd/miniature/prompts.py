@@ -8,7 +8,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from flow_opd.errors import DataError, explain, nearest
+from flow_opd.errors import DataError, nearest
 from flow_opd.miniature.captions import (
     COMPOSITION,
     MEDIA,
@@ -142,4 +142,4 @@ def _check(value: str, known: tuple[str, ...], kind: str) -> None:
     if value not in known:
         hint = nearest(value, known)
         fix = "use one of these names" + (f".{hint}" if hint else "")
-        raise DataError(explain(f"unknown {kind}", value=value, allowed=", ".join(known), fix=fix))
+        raise DataError(f"unknown {kind}", value=value, allowed=", ".join(known), fix=fix)

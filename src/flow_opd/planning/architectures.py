@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import locate_model
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.hub import hub_errors
 
 BASES = Path(__file__).parent / "bases"  # owner/name/, laid out as in the repository, config files only
@@ -116,12 +116,10 @@ def _from_folder(folder: Path, name: str) -> Mapping[str, Any]:
         return _parsed(folder / name)
     except FileNotFoundError:
         raise ConfigError(
-            explain(
-                "a model lacks a config file",
-                value=str(folder / name),
-                allowed="a folder as save_pretrained writes it, with the config file of each part",
-                fix="correct the path of the base or reward model, or save it again",
-            )
+            "a model lacks a config file",
+            value=str(folder / name),
+            allowed="a folder as save_pretrained writes it, with the config file of each part",
+            fix="correct the path of the base or reward model, or save it again",
         ) from None
 
 
@@ -138,12 +136,10 @@ def _parsed(file: Path) -> Mapping[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(
-            explain(
-                f"a config file is not JSON ({error})",
-                value=str(file),
-                allowed="the JSON object that diffusers or transformers wrote",
-                fix="copy or download the file again",
-            )
+            f"a config file is not JSON ({error})",
+            value=str(file),
+            allowed="the JSON object that diffusers or transformers wrote",
+            fix="copy or download the file again",
         ) from error
     assert isinstance(content, dict), file
     return content

@@ -38,7 +38,7 @@ from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.planning.architectures import Architecture, Network
 from flow_opd.planning.meter import Meter, Span
 from flow_opd.planning.shared_adapters import SharedAdapters
@@ -77,12 +77,10 @@ def build_network(network: Network, dtype: torch.dtype = torch.float32) -> nn.Mo
         else:
             known = sorted([*_OF_DIFFUSERS, *_OF_TRANSFORMERS])
             raise ConfigError(
-                explain(
-                    "the base has a part that cannot be planned",
-                    value=network.class_name,
-                    allowed=", ".join(known),
-                    fix="plan a base that is made of these",
-                )
+                "the base has a part that cannot be planned",
+                value=network.class_name,
+                allowed=", ".join(known),
+                fix="plan a base that is made of these",
             )
         return module.to(dtype).requires_grad_(False).eval()
 
@@ -239,12 +237,10 @@ def backbone_kind(architecture: Architecture, base: BaseModelSettings) -> type[D
     """
     if architecture.pipeline not in BACKBONES:
         raise ConfigError(
-            explain(
-                f"no backbone for the pipeline of {base.path}",
-                value=architecture.pipeline,
-                allowed=", ".join(sorted(BACKBONES)),
-                fix="plan a base of one of these kinds",
-            )
+            f"no backbone for the pipeline of {base.path}",
+            value=architecture.pipeline,
+            allowed=", ".join(sorted(BACKBONES)),
+            fix="plan a base of one of these kinds",
         )
     return BACKBONES[architecture.pipeline]
 

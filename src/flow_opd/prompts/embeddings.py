@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import PromptEncoder
 from flow_opd.shards import ShardFolder
@@ -79,12 +79,10 @@ class EmbeddingCache:
         absent = self.missing([prompt.text for prompt in prompts])
         if absent:
             raise DataError(
-                explain(
-                    "prompt that is not in the embedding cache",
-                    value=absent[0],
-                    allowed=f"the {len(self._places)} texts in {self.folder}",
-                    fix="name the file with this prompt in the configuration, so that it is encoded first",
-                )
+                "prompt that is not in the embedding cache",
+                value=absent[0],
+                allowed=f"the {len(self._places)} texts in {self.folder}",
+                fix="name the file with this prompt in the configuration, so that it is encoded first",
             )
         return Conditioning(
             self._rows("embeds", prompts),

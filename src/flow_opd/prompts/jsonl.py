@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.files import write_text
 from flow_opd.types import Prompt
 
@@ -61,12 +61,10 @@ def read_lines(path: str | Path, *, task: str | None = None, text_in_quotes: boo
             lines.append((place, _with_text(prompt, place) if text_in_quotes else prompt))
     if not lines:
         raise DataError(
-            explain(
-                f"no prompts in {file}",
-                value=f"{len(text)} characters",
-                allowed="at least one prompt, one a line",
-                fix="write prompts into the file or name another one",
-            )
+            f"no prompts in {file}",
+            value=f"{len(text)} characters",
+            allowed="at least one prompt, one a line",
+            fix="write prompts into the file or name another one",
         )
     return lines
 
@@ -183,17 +181,15 @@ def _read_text(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"byte {error.start} is no UTF-8"
         raise DataError(
-            explain(
-                f"a prompts file that cannot be read ({reason})",
-                value=str(file),
-                allowed="a UTF-8 text or jsonl file",
-                fix="correct the path or the file",
-            )
+            f"a prompts file that cannot be read ({reason})",
+            value=str(file),
+            allowed="a UTF-8 text or jsonl file",
+            fix="correct the path or the file",
         ) from None
 
 
 def _refuse(what: str, value: object, allowed: str, fix: str) -> NoReturn:
-    raise DataError(explain(what, value=value, allowed=allowed, fix=fix)) from None
+    raise DataError(what, value=value, allowed=allowed, fix=fix) from None
 
 
 def _shown(line: str, limit: int = 80) -> str:

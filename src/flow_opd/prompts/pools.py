@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.prompts.overlap import keys
 from flow_opd.types import Prompt
 
@@ -66,12 +66,10 @@ def draw(
         drawn.append(prompt)
     if len(drawn) < n:
         raise DataError(
-            explain(
-                "more prompts asked for than there are",
-                value=n,
-                allowed=f"at most {len(drawn)}, drawn from {', '.join(chosen)}",
-                fix="lower n, give a share to more kinds of prompts, or exclude fewer files",
-            )
+            "more prompts asked for than there are",
+            value=n,
+            allowed=f"at most {len(drawn)}, drawn from {', '.join(chosen)}",
+            fix="lower n, give a share to more kinds of prompts, or exclude fewer files",
         )
     return Drawn(drawn, tuple(name for name in chosen if name not in streams))
 

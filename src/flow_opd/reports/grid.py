@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.files import atomic_folder, write_json
 
 INK, MUTED, PAPER = (27, 31, 36), (101, 109, 118), (255, 255, 255)
@@ -93,12 +93,10 @@ def load_pictures(folder: Path) -> Pictures | None:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            explain(
-                "damaged pictures of a run",
-                value=f"{listing}: {error}",
-                allowed="pictures.json with its PNG strips",
-                fix="evaluate the run again, or remove the folder",
-            )
+            "damaged pictures of a run",
+            value=f"{listing}: {error}",
+            allowed="pictures.json with its PNG strips",
+            fix="evaluate the run again, or remove the folder",
         ) from error
     return Pictures(columns, rows)
 
@@ -172,7 +170,5 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 def _refused(row: PictureRow, value: object, allowed: str) -> DataError:
     return DataError(
-        explain(
-            f"pictures of {row.prompt!r}", value=value, allowed=allowed, fix="pass one picture per column"
-        )
+        f"pictures of {row.prompt!r}", value=value, allowed=allowed, fix="pass one picture per column"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.files import write_text
 from flow_opd.reports import numbers, plots
 from flow_opd.reports.grid import Pictures, png_bytes
@@ -35,12 +35,10 @@ def write_report(folder: Path, commands: Sequence[str] = ()) -> Path:
         write_text(target, page)
     except OSError as error:
         raise DataError(
-            explain(
-                "a report that cannot be written",
-                value=str(target),
-                allowed="a folder with room and leave to write",
-                fix=f"choose another run folder ({error.strerror})",
-            )
+            "a report that cannot be written",
+            value=str(target),
+            allowed="a folder with room and leave to write",
+            fix=f"choose another run folder ({error.strerror})",
         ) from error
     return target
 
@@ -149,9 +147,7 @@ def _metric(results: Results, name: str) -> Metric:
         if metric.name == name:
             return metric
     known = ", ".join(metric.name for metric in results.protocol.metrics)
-    raise DataError(
-        explain("a metric without a definition", value=name, allowed=known, fix="evaluate the run again")
-    )
+    raise DataError("a metric without a definition", value=name, allowed=known, fix="evaluate the run again")
 
 
 def _tiles(pictures: Pictures | None) -> dict[str, Any] | None:

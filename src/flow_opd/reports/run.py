@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.reports.grid import Pictures, load_pictures
 
 
@@ -174,12 +174,10 @@ def load_results(file: Path) -> Results:
     """
     if not file.is_file():
         raise DataError(
-            explain(
-                "a run without results",
-                value=str(file),
-                allowed="a folder in which an evaluation has ended",
-                fix="evaluate the run first, then report on it",
-            )
+            "a run without results",
+            value=str(file),
+            allowed="a folder in which an evaluation has ended",
+            fix="evaluate the run first, then report on it",
         )
     try:
         return Results.model_validate_json(file.read_bytes())
@@ -187,12 +185,10 @@ def load_results(file: Path) -> Results:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DataError(
-            explain(
-                f"{file.name}: {where}: {first['msg']}",
-                value=str(file),
-                allowed="what the evaluation writes",
-                fix="evaluate the run again",
-            )
+            f"{file.name}: {where}: {first['msg']}",
+            value=str(file),
+            allowed="what the evaluation writes",
+            fix="evaluate the run again",
         ) from error
 
 
@@ -216,12 +212,10 @@ def load_curves(file: Path) -> dict[str, list[tuple[float, float]]]:
                 curves.setdefault(key, []).append((step, float(value)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
-                explain(
-                    f"{file.name}:{number} is not a line of metrics",
-                    value=line[:80],
-                    allowed='an object such as {"step": 1, "time": 0.5, "loss": 0.1}, numbers only',
-                    fix="remove the line, or train again",
-                )
+                f"{file.name}:{number} is not a line of metrics",
+                value=line[:80],
+                allowed='an object such as {"step": 1, "time": 0.5, "loss": 0.1}, numbers only',
+                fix="remove the line, or train again",
             ) from error
     return curves
 
@@ -233,10 +227,10 @@ def _load_manifest(file: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
-            explain("a damaged manifest", value=str(file), allowed="JSON", fix="write it again or remove it")
+            "a damaged manifest", value=str(file), allowed="JSON", fix="write it again or remove it"
         ) from error
     if not isinstance(manifest, dict):
         raise DataError(
-            explain("a manifest that is no object", value=str(file), allowed="a JSON object", fix="remove it")
+            "a manifest that is no object", value=str(file), allowed="a JSON object", fix="remove it"
         )
     return manifest

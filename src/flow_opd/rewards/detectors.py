@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 
 Array = NDArray[np.float32]
 Box = tuple[float, float, float, float]
@@ -78,12 +78,10 @@ class PaletteDetector:
                 raise ValueError(f"no outline for {', '.join(sorted(unknown))}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RewardError(
-                explain(
-                    f"unusable palette {palette}",
-                    value=repr(error),
-                    allowed="a JSON file with classes, hues and thresholds",
-                    fix="take asset:rewards/palette.json, or write its keys for your own world",
-                )
+                f"unusable palette {palette}",
+                value=repr(error),
+                allowed="a JSON file with classes, hues and thresholds",
+                fix="take asset:rewards/palette.json, or write its keys for your own world",
             ) from error
         self.colors = tuple(self._hues)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_opd.errors import RewardError, explain, nearest
+from flow_opd.errors import RewardError, nearest
 from flow_opd.rewards.detectors import Detection, Detector, by_class
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
@@ -214,10 +214,8 @@ def _known(value: Any, known: Sequence[str], kind: str, prompt: Prompt) -> None:
 
 def _malformed(prompt: Prompt, key: str, value: object, allowed: str, hint: str = "") -> RewardError:
     return RewardError(
-        explain(
-            f"prompt {prompt.text!r}: unusable {key} in its GenEval metadata",
-            value=value,
-            allowed=allowed,
-            fix="correct the metadata of this prompt" + (f".{hint}" if hint else ""),
-        )
+        f"prompt {prompt.text!r}: unusable {key} in its GenEval metadata",
+        value=value,
+        allowed=allowed,
+        fix="correct the metadata of this prompt" + (f".{hint}" if hint else ""),
     )

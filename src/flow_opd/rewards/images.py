@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 from flow_opd.types import Prompt
 
 
@@ -21,21 +21,17 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise RewardError(
-            explain(
-                "images of a wrong shape",
-                value=tuple(images.shape),
-                allowed="[B, 3, height, width]",
-                fix="pass decoded RGB images",
-            )
+            "images of a wrong shape",
+            value=tuple(images.shape),
+            allowed="[B, 3, height, width]",
+            fix="pass decoded RGB images",
         )
     if not torch.isfinite(images).all():
         raise RewardError(
-            explain(
-                "images that are not finite",
-                value="NaN or infinity",
-                allowed="numbers in [0, 1]",
-                fix="look for the policy that diverged",
-            )
+            "images that are not finite",
+            value="NaN or infinity",
+            allowed="numbers in [0, 1]",
+            fix="look for the policy that diverged",
         )
     levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
@@ -49,10 +45,8 @@ def check_pairs(images: Tensor, prompts: Sequence[Prompt]) -> None:
     """
     if len(images) != len(prompts):
         raise RewardError(
-            explain(
-                "images and prompts differ in number",
-                value=(len(images), len(prompts)),
-                allowed="one prompt for each image",
-                fix="pass as many prompts as images",
-            )
+            "images and prompts differ in number",
+            value=(len(images), len(prompts)),
+            allowed="one prompt for each image",
+            fix="pass as many prompts as images",
         )

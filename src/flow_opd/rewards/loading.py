@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 from flow_opd.hub import model_folder
 from flow_opd.quiet import quiet_loading
 
@@ -32,12 +32,10 @@ def readable(path: Path | str, *, what: str, allowed: str) -> Iterator[Path]:
         yield folder
     except Exception as damage:  # transformers, tokenizers and safetensors share no class of errors
         raise RewardError(
-            explain(
-                f"no usable {what} ({type(damage).__name__}: {damage})",
-                value=str(path),
-                allowed=allowed,
-                fix="correct the path, or build the model again",
-            )
+            f"no usable {what} ({type(damage).__name__}: {damage})",
+            value=str(path),
+            allowed=allowed,
+            fix="correct the path, or build the model again",
         ) from damage
 
 

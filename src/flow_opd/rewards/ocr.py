@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
 
@@ -145,12 +145,10 @@ def _target(prompt: Prompt) -> str:
     text = prompt.metadata["text"]
     if not isinstance(text, str) or not _plain(text):
         raise RewardError(
-            explain(
-                f"prompt {prompt.text!r} has no readable text in its metadata",
-                value=text,
-                allowed="a string with at least one letter",
-                fix='write {"text": "word"}',
-            )
+            f"prompt {prompt.text!r} has no readable text in its metadata",
+            value=text,
+            allowed="a string with at least one letter",
+            fix='write {"text": "word"}',
         )
     return _plain(text)
 
@@ -160,12 +158,10 @@ def _model_path() -> Path:
     path = Path(package.origin).parent / "models" / MODEL if package and package.origin else None
     if path is None or not path.is_file():
         raise RewardError(
-            explain(
-                "the text recogniser is missing",
-                value=MODEL,
-                allowed="rapidocr 3.10",
-                fix="pip install rapidocr==3.10.0",
-            )
+            "the text recogniser is missing",
+            value=MODEL,
+            allowed="rapidocr 3.10",
+            fix="pip install rapidocr==3.10.0",
         )
     return path
 
@@ -179,12 +175,10 @@ def _columns(classes: list[str], alphabet: str) -> list[list[int]]:
         columns.append([where[twin] for twin in sorted(twins) if twin in where])
         if not columns[-1]:
             raise RewardError(
-                explain(
-                    "a character the recogniser cannot read",
-                    value=character,
-                    allowed="its own classes",
-                    fix="drop it",
-                )
+                "a character the recogniser cannot read",
+                value=character,
+                allowed="its own classes",
+                fix="drop it",
             )
     return columns
 

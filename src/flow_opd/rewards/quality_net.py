@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 from flow_opd.files import atomic_folder
 
 LEVELS = 5  # bad, poor, fair, good, excellent
@@ -94,12 +94,10 @@ class QualityNet(nn.Module):
             net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as damage:
             raise RewardError(
-                explain(
-                    f"no usable quality model ({damage})",
-                    value=str(folder),
-                    allowed=f"a folder with {CONFIG} and a {WEIGHTS} that fits it",
-                    fix="correct the path, or build the model again",
-                )
+                f"no usable quality model ({damage})",
+                value=str(folder),
+                allowed=f"a folder with {CONFIG} and a {WEIGHTS} that fits it",
+                fix="correct the path, or build the model again",
             ) from damage
         return net.float().requires_grad_(False).eval()
 

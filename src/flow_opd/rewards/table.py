@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flow_opd.errors import RewardError, explain
+from flow_opd.errors import RewardError
 from flow_opd.protocols import Reward
 from flow_opd.types import Prompt, RewardScores, RewardTable
 
@@ -83,20 +83,16 @@ def _judge(one: TrainingReward, images: Tensor, prompts: Sequence[Prompt]) -> Re
 def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> None:
     if judged.values.shape != (len(prompts),) or not bool(torch.isfinite(judged.values[judged.valid]).all()):
         raise RewardError(
-            explain(
-                f"reward {reward.name!r} returned unusable scores",
-                value=judged.values.tolist()[:4],
-                allowed=f"{len(prompts)} finite numbers within {reward.scale}",
-                fix="check the reward's model and its prompts' metadata",
-            )
+            f"reward {reward.name!r} returned unusable scores",
+            value=judged.values.tolist()[:4],
+            allowed=f"{len(prompts)} finite numbers within {reward.scale}",
+            fix="check the reward's model and its prompts' metadata",
         )
     if not bool(judged.valid.all()):
         stranger = prompts[int(torch.nonzero(~judged.valid)[0])]
         raise RewardError(
-            explain(
-                f"the reward {reward.name!r} does not apply to a prompt of the task {stranger.task!r}",
-                value=stranger.text,
-                allowed=f"prompts with the metadata that {reward.name} needs",
-                fix="name the tasks that the reward judges under its 'tasks', or correct the prompt",
-            )
+            f"the reward {reward.name!r} does not apply to a prompt of the task {stranger.task!r}",
+            value=stranger.text,
+            allowed=f"prompts with the metadata that {reward.name} needs",
+            fix="name the tasks that the reward judges under its 'tasks', or correct the prompt",
         )

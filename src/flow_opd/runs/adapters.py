@@ -19,7 +19,7 @@ from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import ASSET, hub_id
 from flow_opd.config.merge import CutMergeSettings, DAREMergeSettings, MergeMethodSpec, TIESMergeSettings
 from flow_opd.config.recorded import base_of, recorded
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.layout import ADAPTER, CONFIG
 from flow_opd.processes import is_first_launched
 
@@ -105,12 +105,10 @@ def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
     named = read_adapter(adapter_folder(source, key="RUN"), alpha=alpha).base_model
     if named is None:
         raise ConfigError(
-            explain(
-                "an adapter that does not name its base",
-                value=source,
-                allowed="a run folder, or an adapter with base_model_name_or_path",
-                fix="say it with --base",
-            )
+            "an adapter that does not name its base",
+            value=source,
+            allowed="a run folder, or an adapter with base_model_name_or_path",
+            fix="say it with --base",
         )
     tokens = 0 if named.startswith(ASSET) else 128  # of no matter: who asks for it reads no prompt
     return BaseModelSettings(path=named, max_sequence_length=tokens)

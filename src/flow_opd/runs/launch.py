@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from flow_opd.config.common import ComputeSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.processes import ALONE, Processes
 
 TIMEOUT = timedelta(minutes=60)  # how long a process waits for the others, an evaluation's rewards included
@@ -26,12 +26,10 @@ def join_processes(compute: ComputeSettings) -> Processes:
         return ALONE
     if compute.device not in ("auto", "cpu"):
         raise ConfigError(
-            explain(
-                "one device for several processes",
-                value=compute.device,
-                allowed="'auto', which gives each process an accelerator of its own, or 'cpu'",
-                fix="leave compute.device out",
-            )
+            "one device for several processes",
+            value=compute.device,
+            allowed="'auto', which gives each process an accelerator of its own, or 'cpu'",
+            fix="leave compute.device out",
         )
     cpu = compute.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=TIMEOUT)
@@ -56,19 +54,15 @@ def check_shares(total: int, processes: Processes, *, key: str, lockstep: bool, 
     rows = total // updates  # of the smallest update
     if lockstep and total % (updates * processes.count):
         raise ConfigError(
-            explain(
-                "unequal shares of an update, while the processes share a sharded base",
-                value=f"{processes.count} processes, {total} trajectories in {updates} updates",
-                allowed=f"a multiple of {processes.count * updates} trajectories",
-                fix=f"change {key}, or set compute.shard_base to false",
-            )
+            "unequal shares of an update, while the processes share a sharded base",
+            value=f"{processes.count} processes, {total} trajectories in {updates} updates",
+            allowed=f"a multiple of {processes.count * updates} trajectories",
+            fix=f"change {key}, or set compute.shard_base to false",
         )
     if rows < processes.count:
         raise ConfigError(
-            explain(
-                "more processes than trajectories in an update",
-                value=f"{processes.count} processes, {rows} trajectories",
-                allowed=f"up to {rows} processes",
-                fix=f"raise {key}, or start fewer processes",
-            )
+            "more processes than trajectories in an update",
+            value=f"{processes.count} processes, {rows} trajectories",
+            allowed=f"up to {rows} processes",
+            fix=f"raise {key}, or start fewer processes",
         )

@@ -9,7 +9,7 @@ from typing import Any
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import AnchorSettings, DistillSettings
 from flow_opd.config.teachers import RESERVED_NAMES, RoutedTeacherSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies
 from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
@@ -185,16 +185,14 @@ def _owners(teachers: Mapping[str, Teacher]) -> dict[str, str]:
     for name, teacher in teachers.items():
         if name in RESERVED_NAMES:
             allowed = f"any name but {', '.join(RESERVED_NAMES)}"
-            raise ConfigError(
-                explain("a reserved name of a teacher", value=name, allowed=allowed, fix="rename it")
-            )
+            raise ConfigError("a reserved name of a teacher", value=name, allowed=allowed, fix="rename it")
         for task in teacher.tasks:
             if task in owners:
                 what, fix = f"task {task!r} has two teachers", "take the task from one of them"
                 raise ConfigError(
-                    explain(what, value=[owners[task], name], allowed="one teacher for each task", fix=fix)
+                    what, value=[owners[task], name], allowed="one teacher for each task", fix=fix
                 )
             owners[task] = name
     if not owners:
-        raise ConfigError(explain("no teachers", value=[], allowed="one or more", fix="name a teacher"))
+        raise ConfigError("no teachers", value=[], allowed="one or more", fix="name a teacher")
     return owners

@@ -19,7 +19,7 @@ from flow_opd.config.recorded import recorded
 from flow_opd.config.release import CardSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.errors import AdapterError, ConfigError, explain
+from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.files import sha256, write_bytes, write_text
 from flow_opd.layout import ADAPTER, CONFIG, TRAINING
 from flow_opd.reports.card import BaseFacts, CardFacts, Drawing, TeacherFacts, render_card
@@ -57,12 +57,10 @@ def _home(folder: Path) -> Path:
     if name is not None and Path(name).name == ADAPTER and (Path(name).parent / CONFIG).is_file():
         return Path(name).parent
     raise ConfigError(
-        explain(
-            f"the student of {folder} has no run folder here",
-            value=name,
-            allowed="an evaluation whose student row is the folder 'adapter' of a run",
-            fix="name the run that trained it, or evaluate that run's own adapter",
-        )
+        f"the student of {folder} has no run folder here",
+        value=name,
+        allowed="an evaluation whose student row is the folder 'adapter' of a run",
+        fix="name the run that trained it, or evaluate that run's own adapter",
     )
 
 
@@ -100,12 +98,10 @@ def _trained(home: Path) -> Training:
     if isinstance(settings, DistillSettings | SFTSettings | TeacherSettings):
         return settings
     raise ConfigError(
-        explain(
-            "a run that has trained no adapter",
-            value=str(home),
-            allowed="a run of demo, distill, sft, teacher, or an evaluation of one of these",
-            fix="name the folder of such a run",
-        )
+        "a run that has trained no adapter",
+        value=str(home),
+        allowed="a run of demo, distill, sft, teacher, or an evaluation of one of these",
+        fix="name the folder of such a run",
     )
 
 

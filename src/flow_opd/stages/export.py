@@ -20,7 +20,7 @@ from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import hub_id
 from flow_opd.config.release import ExportSettings
-from flow_opd.errors import AdapterError, ConfigError, explain
+from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.files import atomic_folder
 from flow_opd.quiet import quiet_loading
 from flow_opd.runs.adapters import adapter_of, base_for, load_lora
@@ -146,12 +146,10 @@ def _expected(base: BaseModelSettings, lora: LoraWeights) -> Expected:
     expected = Expected(latents, sigma, conditioning, bare, changed)
     if expected.effect == 0:
         raise AdapterError(
-            explain(
-                "an adapter without any effect on this base",
-                value=base.path,
-                allowed="an adapter that changes velocities; without a change nothing can be verified",
-                fix="export a trained adapter",
-            )
+            "an adapter without any effect on this base",
+            value=base.path,
+            allowed="an adapter that changes velocities; without a change nothing can be verified",
+            fix="export a trained adapter",
         )
     return expected
 
@@ -179,22 +177,18 @@ def _compare(
     tolerated = EXACT if base.dtype == "float32" else HALF_FOLDED if what in ("comfyui", FUSED) else HALF
     if not difference <= tolerated * effect:
         raise AdapterError(
-            explain(
-                f"the {what} export does not act as the adapter does, so its files were removed",
-                value=f"largest velocity difference {difference:.2e}, effect of the adapter {effect:.2e}",
-                allowed=f"a difference of {tolerated:g} of the effect",
-                fix="check with base.dtype=float32 first; if that fails too, it is a bug of the export",
-            )
+            f"the {what} export does not act as the adapter does, so its files were removed",
+            value=f"largest velocity difference {difference:.2e}, effect of the adapter {effect:.2e}",
+            allowed=f"a difference of {tolerated:g} of the effect",
+            fix="check with base.dtype=float32 first; if that fails too, it is a bug of the export",
         )
 
 
 def _refuse_occupied(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(
-            explain(
-                "the folder of an export exists already",
-                value=str(out),
-                allowed="a new or empty folder",
-                fix="choose another --out, or remove the old export",
-            )
+            "the folder of an export exists already",
+            value=str(out),
+            allowed="a new or empty folder",
+            fix="choose another --out, or remove the old export",
         )

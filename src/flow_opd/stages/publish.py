@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flow_opd.adapters.formats.reading import PICKLED, weights_file
 from flow_opd.config.release import PublishSettings
-from flow_opd.errors import DataError, explain
+from flow_opd.errors import DataError
 from flow_opd.hub import hub_errors
 from flow_opd.runs.adapters import adapter_of
 from flow_opd.stages.card import CARD
@@ -49,12 +49,10 @@ def _files(folder: Path) -> list[Path]:
     unsafe = [str(file) for file in files if file.suffix in PICKLED]
     if unsafe:
         raise DataError(
-            explain(
-                "weights in a file that could run code",
-                value=unsafe,
-                allowed="safetensors",
-                fix="remove these files from the folder, or convert them",
-            )
+            "weights in a file that could run code",
+            value=unsafe,
+            allowed="safetensors",
+            fix="remove these files from the folder, or convert them",
         )
     return files
 
@@ -68,12 +66,10 @@ def _card(folder: Path, repo: str) -> ModelCard:
     file = folder / CARD
     if not file.is_file() or f"{repo!r})" not in file.read_text(encoding="utf-8"):
         raise DataError(
-            explain(
-                "no model card" if not file.is_file() else "a model card that loads from another place",
-                value=str(file),
-                allowed=f"a README.md whose lines load {repo!r}",
-                fix=f"write it with: flow-opd card RUN --repo {repo}",
-            )
+            "no model card" if not file.is_file() else "a model card that loads from another place",
+            value=str(file),
+            allowed=f"a README.md whose lines load {repo!r}",
+            fix=f"write it with: flow-opd card RUN --repo {repo}",
         )
     return ModelCard.load(file)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import Parameter
 
-from flow_opd.errors import CheckpointError, explain
+from flow_opd.errors import CheckpointError
 from flow_opd.files import atomic_folder, sha256, write_bytes, write_json
 
 
@@ -96,21 +96,17 @@ class CheckpointFolder:
             found = state["identity"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
             raise CheckpointError(
-                explain(
-                    f"the checkpoint is damaged ({damage})",
-                    value=str(newest),
-                    allowed="a checkpoint whose files have the hashes in its state.json",
-                    fix="delete this folder to go on from the one before it, or start afresh with --fresh",
-                )
+                f"the checkpoint is damaged ({damage})",
+                value=str(newest),
+                allowed="a checkpoint whose files have the hashes in its state.json",
+                fix="delete this folder to go on from the one before it, or start afresh with --fresh",
             ) from damage
         if found != identity:
             raise CheckpointError(
-                explain(
-                    "the checkpoint was written under other settings",
-                    value=f"{newest} of {found}",
-                    allowed=f"checkpoints of {identity}",
-                    fix="restore the settings, choose another --out, or start afresh with --fresh",
-                )
+                "the checkpoint was written under other settings",
+                value=f"{newest} of {found}",
+                allowed=f"checkpoints of {identity}",
+                fix="restore the settings, choose another --out, or start afresh with --fresh",
             )
         return snapshot
 

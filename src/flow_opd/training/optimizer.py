@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from flow_opd.config.common import EMASettings, OptimizerSettings
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 
 
 def build_optimizer(parameters: Iterable[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -35,12 +35,10 @@ def _adamw(state_bits: int) -> Callable[..., torch.optim.Optimizer]:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as absent:
         raise ConfigError(
-            explain(
-                "moments of 8 bits without the package that keeps them",
-                value=state_bits,
-                allowed="32, or 8 where bitsandbytes is installed",
-                fix="pip install 'flow-opd[8bit]', or set optimizer.state_bits to 32",
-            )
+            "moments of 8 bits without the package that keeps them",
+            value=state_bits,
+            allowed="32, or 8 where bitsandbytes is installed",
+            fix="pip install 'flow-opd[8bit]', or set optimizer.state_bits to 32",
         ) from absent
     return AdamW8bit
 

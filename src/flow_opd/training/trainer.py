@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
-from flow_opd.errors import CheckpointError, NonFiniteError, explain
+from flow_opd.errors import CheckpointError, NonFiniteError
 from flow_opd.layout import CHECKPOINTS
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Callback, Objective
@@ -121,12 +121,10 @@ class Trainer:
             return False
         if set(snapshot.parameters) != set(self.parameters):
             raise CheckpointError(
-                explain(
-                    "the checkpoint holds other parameters",
-                    value=sorted(set(snapshot.parameters) ^ set(self.parameters))[:4],
-                    allowed="the parameters that this training trains",
-                    fix="use the base and adapter settings that the checkpoint was written with",
-                )
+                "the checkpoint holds other parameters",
+                value=sorted(set(snapshot.parameters) ^ set(self.parameters))[:4],
+                allowed="the parameters that this training trains",
+                fix="use the base and adapter settings that the checkpoint was written with",
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -261,12 +259,10 @@ class Trainer:
         file = folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
         saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
-            explain(
-                f"the {what} of step {step} is not finite; the weights are unchanged",
-                value=f"micro-batch saved {saved}",
-                allowed="finite losses and gradients",
-                fix="look at the saved batch; lower the learning rate or use bfloat16 instead of float16",
-            )
+            f"the {what} of step {step} is not finite; the weights are unchanged",
+            value=f"micro-batch saved {saved}",
+            allowed="finite losses and gradients",
+            fix="look at the saved batch; lower the learning rate or use bfloat16 instead of float16",
         )
 
     def _broken(self, micro_batches: Iterable[Any]) -> Any:

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 
 from flow_opd.adapters.formats.reading import weights_file
 from flow_opd.config.locations import alike, hub_id, locate
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 from flow_opd.hub import hub_errors
 
 DOWNLOADED = ("*.safetensors", "*.json")  # never a file that could run code
@@ -44,11 +44,9 @@ def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
         weights_file(folder)
     except AdapterError as error:
         raise AdapterError(
-            explain(
-                f"the repository in '{key}' cannot be used as an adapter ({error})",
-                value=name,
-                allowed="a repository with one LoRA in safetensors",
-                fix="name another repository or revision, or download it and name the file",
-            )
+            f"the repository in '{key}' cannot be used as an adapter ({error})",
+            value=name,
+            allowed="a repository with one LoRA in safetensors",
+            fix="name another repository or revision, or download it and name the file",
         ) from error
     return Path(folder)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flow_opd.adapters.uniform import Factors
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 FUSED = {
     "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -102,12 +102,10 @@ def from_diffusers(parts: Mapping[str, Factors]) -> dict[str, Factors]:
     unknown = [name for name in parts if dotted_diffusers(name) != name]
     if unknown:
         raise AdapterError(
-            explain(
-                "modules without a name in the original checkpoint of Stable Diffusion 3",
-                value=unknown[:5],
-                allowed="linear layers of an SD3 transformer",
-                fix="use the format peft or diffusers",
-            )
+            "modules without a name in the original checkpoint of Stable Diffusion 3",
+            value=unknown[:5],
+            allowed="linear layers of an SD3 transformer",
+            fix="use the format peft or diffusers",
         )
     moved: dict[str, Factors] = {}
     fused_names = {part: fused for fused, names in FUSED.items() for part in names}
@@ -183,12 +181,10 @@ def _thirds(name: str, part: Factors) -> list[Factors]:
     """
     if part.up.shape[0] % 3:
         raise AdapterError(
-            explain(
-                f"LoRA of a fused layer whose height is no multiple of three: {name}",
-                value=part.up.shape[0],
-                allowed="query, key and value of one height",
-                fix="use an adapter of Stable Diffusion 3",
-            )
+            f"LoRA of a fused layer whose height is no multiple of three: {name}",
+            value=part.up.shape[0],
+            allowed="query, key and value of one height",
+            fix="use an adapter of Stable Diffusion 3",
         )
     pieces = []
     for up in part.up.chunk(3):
@@ -206,12 +202,10 @@ def _fuse(pieces: Sequence[Factors | None], name: str) -> Factors:
     height = given[0].up.shape[0]
     if any(piece.up.shape[0] != height for piece in given):
         raise AdapterError(
-            explain(
-                f"query, key and value of different heights: {name}",
-                value=[piece.up.shape[0] for piece in given],
-                allowed="one height",
-                fix="use the format peft or diffusers",
-            )
+            f"query, key and value of different heights: {name}",
+            value=[piece.up.shape[0] for piece in given],
+            allowed="one height",
+            fix="use the format peft or diffusers",
         )
     scale = given[0].scale
     ups = [None if piece is None else piece.up * (piece.scale / scale) for piece in pieces]

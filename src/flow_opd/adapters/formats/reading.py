@@ -14,7 +14,7 @@ from flow_opd.adapters.keys import COMFYUI, DIFFUSERS, KOHYA, ONE_TRAINER, Pair,
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
 from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.adapters.uniform import Factors, one_form
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -61,14 +61,12 @@ def weights_file(path: Path | str) -> Path:
         return files[0]
     _refuse_pickle(path)
     raise AdapterError(
-        explain(
-            "not an adapter" if not files else "more than one adapter in a folder",
-            value=str(path),
-            allowed=f"a PEFT folder ({CONFIG_FILE}, {WEIGHTS_FILE}), or one LoRA file in safetensors",
-            fix="name one of " + ", ".join(str(file) for file in files)
-            if files
-            else "give the folder or file that holds the LoRA",
-        )
+        "not an adapter" if not files else "more than one adapter in a folder",
+        value=str(path),
+        allowed=f"a PEFT folder ({CONFIG_FILE}, {WEIGHTS_FILE}), or one LoRA file in safetensors",
+        fix="name one of " + ", ".join(str(file) for file in files)
+        if files
+        else "give the folder or file that holds the LoRA",
     )
 
 
@@ -112,12 +110,10 @@ def _with_dots(prefix: str, pairs: Mapping[str, Pair], source: str) -> dict[str,
     unknown = [name for name, dotted in names.items() if dotted is None]
     if unknown:
         raise AdapterError(
-            explain(
-                f"modules that Stable Diffusion 3 does not have: {source}",
-                value=unknown[:5],
-                allowed=f"modules of SD3's transformer after the prefix {prefix}",
-                fix="use an adapter of Stable Diffusion 3, or convert it to diffusers' format first",
-            )
+            f"modules that Stable Diffusion 3 does not have: {source}",
+            value=unknown[:5],
+            allowed=f"modules of SD3's transformer after the prefix {prefix}",
+            fix="use an adapter of Stable Diffusion 3, or convert it to diffusers' format first",
         )
     return {str(names[name]): pair for name, pair in pairs.items()}
 
@@ -127,13 +123,11 @@ def _scaled(pairs: Mapping[str, Pair], alpha: float | None, source: str) -> dict
     silent = [name for name, pair in pairs.items() if pair.alpha is None]
     if silent and (alpha is None or len(silent) < len(pairs)):
         raise AdapterError(
-            explain(
-                "LoRA file without metadata, so its alpha is unknown",
-                value=source,
-                allowed="lora_adapter_metadata in its header, a key .alpha by module, or an alpha of yours",
-                fix="convert it once with the alpha that it was trained with (guessing would rescale it): "
-                "flow-opd export FILE --format peft --alpha ALPHA --base BASE --out FOLDER",
-            )
+            "LoRA file without metadata, so its alpha is unknown",
+            value=source,
+            allowed="lora_adapter_metadata in its header, a key .alpha by module, or an alpha of yours",
+            fix="convert it once with the alpha that it was trained with (guessing would rescale it): "
+            "flow-opd export FILE --format peft --alpha ALPHA --base BASE --out FOLDER",
         )
     given = {pair.alpha for pair in pairs.values()}
     if alpha is not None and given not in ({None}, {alpha}):
@@ -148,12 +142,10 @@ def _scaled(pairs: Mapping[str, Pair], alpha: float | None, source: str) -> dict
 
 def _contradiction(alpha: object, own: object, source: str) -> AdapterError:
     return AdapterError(
-        explain(
-            f"alpha contradicts that of {source}",
-            value=alpha,
-            allowed=f"{own}, or none",
-            fix="leave alpha out",
-        )
+        f"alpha contradicts that of {source}",
+        value=alpha,
+        allowed=f"{own}, or none",
+        fix="leave alpha out",
     )
 
 
@@ -161,12 +153,10 @@ def _refuse_pickle(folder: Path) -> None:
     pickled = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLED)
     if pickled and not list(folder.glob("*.safetensors")):
         raise AdapterError(
-            explain(
-                "an adapter in a file that could run code",
-                value=str(folder / pickled[0]),
-                allowed="safetensors",
-                fix="load it once with PEFT, where you trust it, and save it with save_pretrained",
-            )
+            "an adapter in a file that could run code",
+            value=str(folder / pickled[0]),
+            allowed="safetensors",
+            fix="load it once with PEFT, where you trust it, and save it with save_pretrained",
         )
 
 

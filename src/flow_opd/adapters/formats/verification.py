@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flow_opd.adapters.files import read_safetensors
 from flow_opd.adapters.formats.mmdit import original_state
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.errors import AdapterError, explain
+from flow_opd.errors import AdapterError
 
 
 def by_peft(transformer: nn.Module, folder: Path) -> nn.Module:
@@ -49,12 +49,10 @@ def by_comfyui(transformer: nn.Module, file: Path) -> nn.Module:
             state[name] = _changed(weight, scale * (up.float() @ down.float()))
     if tensors:
         raise AdapterError(
-            explain(
-                "keys that ComfyUI would not load",
-                value=sorted(tensors)[:5],
-                allowed="lora_unet_<module of the original checkpoint>",
-                fix="report this as a bug of the export",
-            )
+            "keys that ComfyUI would not load",
+            value=sorted(tensors)[:5],
+            allowed="lora_unet_<module of the original checkpoint>",
+            fix="report this as a bug of the export",
         )
     transformer.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(state))
     return transformer

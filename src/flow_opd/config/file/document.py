@@ -119,22 +119,18 @@ def _extended(document: Document, at: KeyPath, file: Path, chain: tuple[Path, ..
     lower = mapping.pop(EXTENDS)
     if not isinstance(lower, str):
         raise ConfigError(
-            explain(
-                f"wrong value of '{EXTENDS}' in {place}",
-                value=lower,
-                allowed="the path of one YAML file, relative to this one",
-                fix="name a single file",
-            )
+            f"wrong value of '{EXTENDS}' in {place}",
+            value=lower,
+            allowed="the path of one YAML file, relative to this one",
+            fix="name a single file",
         )
     target = file.parent / lower
     if target.resolve() in chain:
         raise ConfigError(
-            explain(
-                f"'{EXTENDS}' in {place} runs in a circle",
-                value=" -> ".join([*(each.name for each in chain), target.name]),
-                allowed="a chain of files that ends",
-                fix=f"remove '{EXTENDS}' from one of these files",
-            )
+            f"'{EXTENDS}' in {place} runs in a circle",
+            value=" -> ".join([*(each.name for each in chain), target.name]),
+            allowed="a chain of files that ends",
+            fix=f"remove '{EXTENDS}' from one of these files",
         )
     if not target.is_file():
         raise ConfigError(_absent(target, f"the file that '{EXTENDS}' names in {place} does not exist"))
@@ -157,12 +153,10 @@ def parse_yaml(text: str, name: str) -> Document:
         return document
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
-            explain(
-                f"{name} does not hold keys and values",
-                value=_shown(text),
-                allowed="a mapping, 'key: value' on each line",
-                fix="write the settings as keys and values",
-            )
+            f"{name} does not hold keys and values",
+            value=_shown(text),
+            allowed="a mapping, 'key: value' on each line",
+            fix="write the settings as keys and values",
         )
     problems: list[str] = []
     document.data = _plain(node, (), document, problems)
@@ -198,7 +192,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.YAMLError as error:
         line, what = text, f"{name} cannot be read as YAML ({str(error).splitlines()[0]})"
     raise ConfigError(
-        explain(what, value=_shown(line), allowed="plain YAML 1.2 without aliases", fix="correct this line")
+        what, value=_shown(line), allowed="plain YAML 1.2 without aliases", fix="correct this line"
     ) from None
 
 
@@ -261,12 +255,10 @@ def _read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            explain(
-                f"{file} is no text file",
-                value=f"byte {error.start}",
-                allowed="UTF-8 text",
-                fix="save the file as UTF-8",
-            )
+            f"{file} is no text file",
+            value=f"byte {error.start}",
+            allowed="UTF-8 text",
+            fix="save the file as UTF-8",
         ) from None
 
 

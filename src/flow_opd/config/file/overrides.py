@@ -8,7 +8,7 @@ from typing import Any
 
 from flow_opd.config.base import Key, KeyPath
 from flow_opd.config.file.document import Document, parse_value
-from flow_opd.errors import ConfigError, explain
+from flow_opd.errors import ConfigError
 
 
 def override(document: Document, assignments: Sequence[str]) -> Document:
@@ -61,10 +61,8 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, assignment: str) 
 
 def _refused(assignment: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(
-        explain(
-            f"cannot apply --set {assignment}",
-            value=value,
-            allowed=allowed,
-            fix="write --set section.key=value with keys that the command's --keys lists",
-        )
+        f"cannot apply --set {assignment}",
+        value=value,
+        allowed=allowed,
+        fix="write --set section.key=value with keys that the command's --keys lists",
     )

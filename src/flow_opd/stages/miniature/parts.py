@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flow_opd.config.common import EMASettings, OptimizerSettings
 from flow_opd.config.miniature import MiniatureSettings, Part, PartSettings
-from flow_opd.errors import CheckpointError, explain
+from flow_opd.errors import CheckpointError
 from flow_opd.files import write_json
 from flow_opd.layout import METRICS
 from flow_opd.training.progress import MetricsLog
@@ -51,12 +51,10 @@ def is_finished(folder: Path, name: str, settings: MiniatureSettings) -> bool:
     found = json.loads(file.read_text())["identity"]
     if found != identity:
         raise CheckpointError(
-            explain(
-                f"{name!r} was built under other settings",
-                value=f"{folder} of {found}",
-                allowed=f"a part of {identity}",
-                fix="restore the settings, choose another --out, or build anew with --fresh",
-            )
+            f"{name!r} was built under other settings",
+            value=f"{folder} of {found}",
+            allowed=f"a part of {identity}",
+            fix="restore the settings, choose another --out, or build anew with --fresh",
         )
     return True
 
