@@ -48,7 +48,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 def test_a_merge_of_hub_ids(snapshot: Path, tmp_path: Path) -> None:
     adapters = "[{name: one, adapter: owner/teacher}, {name: two, adapter: owner/teacher@main}]"
     changes = ["run.out=merged", "method=mean", f"adapters={adapters}", "base.offline=true"]
-    folder = merge.run(read(CONFIGS / "merge.yaml", MergeSettings, changes), resume=False)
+    folder = merge.run(read(CONFIGS / "merge.yaml", MergeSettings, changes))
     merged, teacher = LoraWeights.read(folder / "adapter"), LoraWeights.read(snapshot)
     for module in teacher.factors:
         assert (merged.delta(module) - teacher.delta(module)).abs().max() < 1e-5

@@ -57,7 +57,7 @@ def stages(out: Path, *overrides: str) -> dict[str, Callable[[], Path]]:
         "distill": lambda: distill.run(distillation(out, *overrides), resume=False),
         "teacher": lambda: teacher.run(read(*specialist), resume=False),
         "evaluate": lambda: evaluate.run(read(*table), resume=False),
-        "generate": lambda: generate.run(from_values(drawing, GenerateSettings, overrides), resume=False),
+        "generate": lambda: generate.run(from_values(drawing, GenerateSettings, overrides)),
     }
 
 

@@ -55,7 +55,7 @@ def settings(world: Path, out: Path, **options: Any) -> ExportSettings:
 def test_an_export_is_loaded_again_and_says_so(
     name: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = export.run(settings(world, tmp_path / "out", format=name, base=None), resume=False)
+    out = export.run(settings(world, tmp_path / "out", format=name, base=None))
     assert sorted(file.name for file in out.iterdir()) == FILES[name]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     line = capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_an_export_is_loaded_again_and_says_so(
 
 
 def test_fused_weights_need_no_adapter(world: Path, tmp_path: Path) -> None:
-    out = export.run(settings(world, tmp_path / "out", format="peft", fused=True), resume=False)
+    out = export.run(settings(world, tmp_path / "out", format="peft", fused=True))
     assert not [file for file in out.rglob("*") if file.suffix in (".bin", ".pt")]
     assert str(world) not in (out / "transformer" / "config.json").read_text()
     fused = SD3Transformer2DModel.from_pretrained(out / "transformer").state_dict()
@@ -87,7 +87,7 @@ def test_half_precision_is_told_apart_from_no_effect(world: Path, tmp_path: Path
     base = BaseModelSettings(path=str(world / "base"), max_sequence_length=0, dtype="bfloat16")
     for name in FORMATS:
         out = tmp_path / name
-        export.run(settings(world, out, format=name, fused=True, base=base), resume=False)
+        export.run(settings(world, out, format=name, fused=True, base=base))
         assert (out / "transformer").is_dir()
 
 
@@ -157,7 +157,7 @@ def test_a_broken_export_is_caught_and_leaves_nothing(
     monkeypatch.setitem(export.WRITERS, name, writer)
     base = BaseModelSettings(path=str(world / "base"), max_sequence_length=0, dtype=dtype)
     with pytest.raises(AdapterError, match=message):
-        export.run(settings(world, tmp_path / "out", format=name, base=base), resume=False)
+        export.run(settings(world, tmp_path / "out", format=name, base=base))
     assert not list(tmp_path.iterdir())
 
 
@@ -166,7 +166,7 @@ def test_broken_fused_weights_are_caught(
 ) -> None:
     monkeypatch.setattr(export, "fuse", lambda transformer, lora: None)
     with pytest.raises(AdapterError, match="the fused weights export does not act"):
-        export.run(settings(world, tmp_path / "out", fused=True), resume=False)
+        export.run(settings(world, tmp_path / "out", fused=True))
     assert not list(tmp_path.iterdir())
 
 
@@ -175,14 +175,14 @@ def test_an_adapter_without_effect_cannot_be_verified(world: Path, tmp_path: Pat
     idle = {name: (down, torch.zeros_like(up)) for name, (down, up) in student.factors.items()}
     LoraWeights(student.rank, student.alpha, idle, student.target_modules).write(tmp_path / "idle")
     with pytest.raises(AdapterError, match="without any effect"):
-        export.run(settings(world, tmp_path / "out", source=str(tmp_path / "idle")), resume=False)
+        export.run(settings(world, tmp_path / "out", source=str(tmp_path / "idle")))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_occupied_folder_is_left_alone(world: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ConfigError, match="exists already"):
-        export.run(settings(world, tmp_path), resume=False)
+        export.run(settings(world, tmp_path))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
@@ -191,8 +191,8 @@ def test_a_file_that_does_not_say_its_alpha(world: Path, tmp_path: Path) -> None
     rewrite(tmp_path / "old" / DIFFUSERS_FILE, lambda key: key)
     source = str(tmp_path / "old" / DIFFUSERS_FILE)
     with pytest.raises(AdapterError, match="its alpha is unknown"):
-        export.run(settings(world, tmp_path / "out", source=source, format="peft"), resume=False)
-    export.run(settings(world, tmp_path / "out", source=source, format="peft", alpha=4.0), resume=False)
+        export.run(settings(world, tmp_path / "out", source=source, format="peft"))
+    export.run(settings(world, tmp_path / "out", source=source, format="peft", alpha=4.0))
     config = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 4)
 
@@ -201,9 +201,7 @@ def test_a_base_that_nobody_names(world: Path, tmp_path: Path) -> None:
     lora = read_adapter(world / "run" / "adapter")
     LoraWeights(lora.rank, lora.alpha, lora.factors, lora.target_modules).write(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"does not name its base.*--base"):
-        export.run(
-            settings(world, tmp_path / "out", source=str(tmp_path / "adapter"), base=None), resume=False
-        )
+        export.run(settings(world, tmp_path / "out", source=str(tmp_path / "adapter"), base=None))
 
 
 def test_a_base_with_t5_is_compared_without_its_encoders(
@@ -221,14 +219,14 @@ def test_a_base_with_t5_is_compared_without_its_encoders(
         return loaded[-1]
 
     monkeypatch.setattr(export, "load_backbone", watched)
-    export.run(ExportSettings(source=str(tmp_path / "adapter"), out=tmp_path / "out"), resume=False)
+    export.run(ExportSettings(source=str(tmp_path / "adapter"), out=tmp_path / "out"))
     assert (tmp_path / "out" / DIFFUSERS_FILE).is_file()
     assert [each.pipe.text_encoder_3 for each in loaded] == [None, None]
 
 
 def test_a_base_is_named_only_where_others_know_it(world: Path, tmp_path: Path) -> None:
     def named(source: Path, out: str) -> str | None:
-        export.run(settings(world, tmp_path / out, source=str(source), format="peft"), resume=False)
+        export.run(settings(world, tmp_path / out, source=str(source), format="peft"))
         name: str | None = json.loads((tmp_path / out / CONFIG_FILE).read_text())["base_model_name_or_path"]
         return name
 
@@ -246,4 +244,4 @@ def test_a_slightly_wrong_alpha_is_caught_in_half_precision_too(
     monkeypatch.setitem(export.WRITERS, "peft", weaker)
     base = BaseModelSettings(path=str(world / "base"), max_sequence_length=0, dtype="bfloat16")
     with pytest.raises(AdapterError, match="does not act"):
-        export.run(settings(world, tmp_path / "out", format="peft", base=base), resume=False)
+        export.run(settings(world, tmp_path / "out", format="peft", base=base))

@@ -55,7 +55,7 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_card(run: str, **options: Any) -> Path:
-    return card.run(CardSettings(folder=Path(run), **options), resume=False)
+    return card.run(CardSettings(folder=Path(run), **options))
 
 
 def test_the_card_of_a_distillation(here: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_sft_run_has_a_card_and_an_export(here: Path) -> None:
     )
     assert re.search(r"\| cold start \| .* \| 1 \|", write_card("runs/student").read_text())
     settings = ExportSettings(source="runs/first", format="diffusers", out=Path("exported"))
-    assert (export.run(settings, resume=False) / "pytorch_lora_weights.safetensors").is_file()
+    assert (export.run(settings) / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_runs_without_a_card(here: Path) -> None:
@@ -168,7 +168,7 @@ def test_the_dry_run_lists_what_would_go(
     Path("runs/student/adapter/.cache").mkdir()
     Path("runs/student/adapter/.cache/token").write_text("secret")
     settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", dry_run=True)
-    assert publish.run(settings, resume=False) == Path("runs/student/adapter")
+    assert publish.run(settings) == Path("runs/student/adapter")
     printed = capsys.readouterr().out
     listed = [line.split()[0] for line in printed.split("metadata")[0].splitlines()[2:] if line.strip()]
     assert listed == ["README.md", "adapter_config.json", "adapter_model.safetensors", "grid.png", "together"]
@@ -178,15 +178,15 @@ def test_the_dry_run_lists_what_would_go(
 def test_what_is_not_published(here: Path) -> None:
     settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", dry_run=True)
     with pytest.raises(DataError, match=r"no model card.*flow-opd card RUN --repo owner/student"):
-        publish.run(settings, resume=False)
+        publish.run(settings)
     write_card("runs/student", repo="owner/another")
     with pytest.raises(DataError, match="loads from another place"):
-        publish.run(settings, resume=False)
+        publish.run(settings)
     write_card("runs/student", repo="owner/student")
-    publish.run(settings, resume=False)
+    publish.run(settings)
     Path("runs/student/adapter/optimizer.pt").write_bytes(b"")
     with pytest.raises(DataError, match=r"could run code.*optimizer\.pt"):
-        publish.run(settings, resume=False)
+        publish.run(settings)
 
 
 def test_uploading_names_the_listed_files_and_tells_of_trouble(
@@ -205,7 +205,7 @@ def test_uploading_names_the_listed_files_and_tells_of_trouble(
     monkeypatch.setattr(publish, "HfApi", Api)
     write_card("runs/student", repo="owner/student")
     settings = PublishSettings(folder=Path("runs/student"), repo="owner/student", private=True)
-    publish.run(settings, resume=False)
+    publish.run(settings)
     assert calls[0] == ("owner/student", {"private": True, "exist_ok": True})
     assert calls[1][1]["repo_id"] == "owner/student"
     assert calls[1][1]["allow_patterns"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
@@ -218,4 +218,4 @@ def test_uploading_names_the_listed_files_and_tells_of_trouble(
 
     monkeypatch.setattr(Api, "create_repo", refuse)
     with pytest.raises(ConfigError, match=r"'--repo' \(refused\).*'owner/student'.*hf auth login"):
-        publish.run(settings, resume=False)
+        publish.run(settings)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flow_opd.backbones.encoders import LONGEST_T5_PROMPT, identity_of
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.errors import ConfigError
+from flow_opd.errors import ConfigError, explain
 from flow_opd.types import Conditioning, Prompt
 
 

@@ -11,11 +11,12 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, Resume, run_stage
+from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, add_stage, done, prepared
 from flow_opd.cli.plan import plan
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.cli.release import card, export, publish
 from flow_opd.cli.schema import schema
+from flow_opd.console import user_errors
 from flow_opd.quiet import silence_imports
 
 
@@ -54,20 +55,14 @@ def main() -> None:
     app(prog_name="flow-opd")
 
 
-@miniature.command("build")
-def miniature_build(
-    config: Config = Path("asset:configs/build.yaml"),
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Trains the miniature's VAE, base and reward models from seeds; hours on a CPU, resumable.
-
-    Example: [cyan]flow-opd miniature build --out runs/miniature[/cyan]
-    """
-    run_stage("miniature", config, overrides, out, resume=resume, check=check)
+add_stage(
+    miniature,
+    "miniature",
+    "Trains the miniature's VAE, base and reward models from seeds; hours on a CPU, resumable.",
+    "flow-opd miniature build --out runs/miniature",
+    name="build",
+    default="asset:configs/build.yaml",
+)
 
 
 @miniature.command("prompts")
@@ -82,23 +77,16 @@ def miniature_prompts(
 
     Example: [cyan]flow-opd miniature prompts --out data/prompts[/cyan]
     """
-    run_stage("miniature_prompts", config, overrides, out, resume=False, check=check)
+    with user_errors():
+        done(prepared("miniature_prompts", config, overrides, out, check=check)())
 
 
-@app.command()
-def teacher(
-    config: Config,
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Trains a specialist: one LoRA on one reward, by Flow-GRPO.
-
-    Example: [cyan]flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4[/cyan]
-    """
-    run_stage("teacher", config, overrides, out, resume=resume, check=check)
+add_stage(
+    app,
+    "teacher",
+    "Trains a specialist: one LoRA on one reward, by Flow-GRPO.",
+    "flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4",
+)
 
 
 @app.command()
@@ -109,55 +97,28 @@ def merge(
 
     Example: [cyan]flow-opd merge asset:configs/merge.yaml --set "method={name: svd, rank: 32}"[/cyan]
     """
-    run_stage("merge", config, overrides, out, resume=False, check=check)
+    with user_errors():
+        done(prepared("merge", config, overrides, out, check=check)())
 
 
-@app.command()
-def sft(
-    config: Config,
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Trains a first student on images that the teachers draw: the cold start that is not a merge.
-
-    Example: [cyan]flow-opd sft asset:configs/sft.yaml --set images_per_prompt=2[/cyan]
-    """
-    run_stage("sft", config, overrides, out, resume=resume, check=check)
-
-
-@app.command()
-def distill(
-    config: Config,
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Distils the teachers into one student, on the student's own trajectories.
-
-    Example: [cyan]flow-opd distill asset:configs/distill.yaml --set anchor.weight=0.04[/cyan]
-    """
-    run_stage("distill", config, overrides, out, resume=resume, check=check)
-
-
-@app.command()
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Draws held-out prompts under every row from the same seeds, scores them and writes results.json.
-
-    Example: [cyan]flow-opd evaluate asset:configs/evaluate.yaml --set num_steps=20 --out runs/table[/cyan]
-    """
-    run_stage("evaluate", config, overrides, out, resume=resume, check=check)
+add_stage(
+    app,
+    "sft",
+    "Trains a first student on images that the teachers draw: the cold start that is not a merge.",
+    "flow-opd sft asset:configs/sft.yaml --set images_per_prompt=2",
+)
+add_stage(
+    app,
+    "distill",
+    "Distils the teachers into one student, on the student's own trajectories.",
+    "flow-opd distill asset:configs/distill.yaml --set anchor.weight=0.04",
+)
+add_stage(
+    app,
+    "evaluate",
+    "Draws held-out prompts under every row from the same seeds, scores them and writes results.json.",
+    "flow-opd evaluate asset:configs/evaluate.yaml --set num_steps=20 --out runs/table",
+)
 
 
 @app.command()
@@ -186,23 +147,17 @@ def generate(
         "prompts": prompts,
         "guidance_scale": guidance,
     }
-    run_stage("generate", values, overrides, None, resume=False, check=check)
+    with user_errors():
+        done(prepared("generate", values, overrides, None, check=check)())
 
 
-@app.command()
-def demo(
-    config: Config = Path("asset:configs/demo.yaml"),
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Resume = True,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Runs the whole method on the miniature: merge, distil, evaluate, report; minutes on two CPU cores.
-
-    Example: [cyan]flow-opd demo --out runs/demo[/cyan]
-    """
-    run_stage("demo", config, overrides, out, resume=resume, check=check)
+add_stage(
+    app,
+    "demo",
+    "Runs the whole method on the miniature: merge, distil, evaluate, report; minutes on two CPU cores.",
+    "flow-opd demo --out runs/demo",
+    default="asset:configs/demo.yaml",
+)
 
 
 @app.command()
@@ -215,7 +170,8 @@ def report(
     Example: [cyan]flow-opd report runs/demo[/cyan]
     """
     values = {"folder": str(folder), "out": None if out is None else str(out)}
-    run_stage("report", values, None, None, resume=False, check=False)
+    with user_errors():
+        done(prepared("report", values, None, None, check=False)())
 
 
 for command in (export, card, publish, schema):

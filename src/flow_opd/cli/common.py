@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,31 +109,67 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def run_stage(
+def prepared(
     stage: str,
     source: Path | Mapping[str, Any],
     overrides: list[str] | None,
     out: Path | None,
     *,
-    resume: bool,
     check: bool,
+) -> Callable[..., Path]:
+    """Reads the settings of a stage from a file or from values, and returns what runs it with them.
+
+    With `check` the settings are printed, and the program ends.
+    """
+    folder = [] if out is None else [_out_assignment(out)]
+    settings = _settings(stage, source, [*(overrides or []), *folder])
+    if check:
+        from flow_opd.config.file.reader import to_yaml
+
+        typer.echo(to_yaml(settings), nl=False)
+        raise typer.Exit
+    with uncollected():
+        module = importlib.import_module(f"flow_opd.stages.{MODULES.get(stage, stage)}")
+    return partial(module.run, settings)
+
+
+def done(result: Path) -> None:
+    """Says where the result is."""
+    from flow_opd.processes import is_first_launched  # here, as it takes torch along
+
+    if is_first_launched():
+        Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
+
+
+def add_stage(
+    app: typer.Typer, stage: str, text: str, example: str, *, name: str | None = None, default: str = ""
 ) -> None:
-    """Reads the settings from a file or from values, and runs the stage with them."""
-    with user_errors():
-        folder = [] if out is None else [_out_assignment(out)]
-        settings = _settings(stage, source, [*(overrides or []), *folder])
-        if check:
-            from flow_opd.config.file.reader import to_yaml
+    """Adds the command of a stage that goes on where it was killed, and whose settings are a file.
 
-            typer.echo(to_yaml(settings), nl=False)
-            return
-        with uncollected():
-            module = importlib.import_module(f"flow_opd.stages.{MODULES.get(stage, stage)}")
-        result: Path = module.run(settings, resume=resume)
-        from flow_opd.processes import is_first_launched  # here, as it takes torch along
+    Args:
+        app: that gets the command.
+        stage: of `SETTINGS`.
+        text: what the command does.
+        example: of it.
+        name: of the command, if it is not that of the stage.
+        default: file that is read where none is named.
+    """
 
-        if is_first_launched():
-            Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        out: Out = None,
+        resume: Resume = True,
+        check: Check = False,
+        keys: Keys = False,
+    ) -> None:
+        with user_errors():
+            run = prepared(stage, config, overrides, out, check=check)
+            done(run(resume=resume))
+
+    if default:
+        command.__defaults__ = (Path(default), *(command.__defaults__ or ()))
+    app.command(name or stage, help=f"{text}\n\nExample: [cyan]{example}[/cyan]")(command)
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import Check, Keys, Overrides, run_stage
+from flow_opd.cli.common import Check, Keys, Overrides, done, prepared
+from flow_opd.console import user_errors
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or an adapter: a path, asset:NAME or hub id.")
@@ -43,7 +44,8 @@ def export(
         "alpha": alpha,
         "fused": fused,
     }
-    run_stage("export", values, overrides, None, resume=False, check=check)
+    with user_errors():
+        done(prepared("export", values, overrides, None, check=check)())
 
 
 def card(
@@ -58,7 +60,8 @@ def card(
     Example: [cyan]flow-opd card runs/demo --repo owner/name[/cyan]
     """
     values = {"folder": str(run), "repo": repo, "license": license_}
-    run_stage("card", values, None, None, resume=False, check=False)
+    with user_errors():
+        done(prepared("card", values, None, None, check=False)())
 
 
 def publish(
@@ -72,4 +75,5 @@ def publish(
     Example: [cyan]flow-opd publish runs/demo --repo owner/name --dry-run[/cyan]
     """
     values = {"folder": str(run), "repo": repo, "dry_run": dry_run, "private": private}
-    run_stage("publish", values, None, None, resume=False, check=False)
+    with user_errors():
+        done(prepared("publish", values, None, None, check=False)())

@@ -32,7 +32,7 @@ CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images
 STEPS = 40  # of the example picture, where no evaluation says it
 
 
-def run(settings: CardSettings, *, resume: bool) -> Path:
+def run(settings: CardSettings) -> Path:
     """Writes README.md, and the picture grid where there is one, beside the adapter; returns the card.
 
     Raises:

@@ -38,7 +38,7 @@ FUSED = "fused weights"
 EXACT, HALF, HALF_FOLDED = 1e-3, 0.05, 0.25
 
 
-def run(settings: ExportSettings, *, resume: bool) -> Path:
+def run(settings: ExportSettings) -> Path:
     """Writes the adapter, checks it, and returns the folder; nothing is kept if the check fails.
 
     Raises:

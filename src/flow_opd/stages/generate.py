@@ -27,7 +27,7 @@ SMALLEST_SIDE = (
 )
 
 
-def run(settings: GenerateSettings, *, resume: bool) -> Path:
+def run(settings: GenerateSettings) -> Path:
     """Writes one PNG per prompt and seed and returns the folder."""
     folder = open_run(settings.run)
     base = Base.load(settings.base, settings.compute)

@@ -15,7 +15,7 @@ from flow_opd.runs.adapters import load_lora, merge_by, print_report
 from flow_opd.runs.training import open_run, record
 
 
-def run(settings: MergeSettings, *, resume: bool) -> Path:
+def run(settings: MergeSettings) -> Path:
     """Writes the merged adapter and merge.json (what was kept of each) and returns the run folder."""
     folder = open_run(settings.run)
     loras = [load_lora(each.adapter, settings.base, key="adapters.adapter") for each in settings.adapters]

@@ -17,7 +17,7 @@ from flow_opd.runs.adapters import adapter_of
 from flow_opd.stages.card import CARD
 
 
-def run(settings: PublishSettings, *, resume: bool) -> Path:
+def run(settings: PublishSettings) -> Path:
     """Uploads the adapter folder and returns it; with `dry_run` it only lists what would go.
 
     Raises:

@@ -10,7 +10,7 @@ from flow_opd.reports.html import render_report, write_report
 from flow_opd.reports.run import load_run
 
 
-def run(settings: ReportSettings, *, resume: bool) -> Path:
+def run(settings: ReportSettings) -> Path:
     """Writes the page and returns its path."""
     if settings.out is None:
         return write_report(settings.folder)

@@ -10,7 +10,7 @@ from flow_opd.prompts.jsonl import write_prompts
 from flow_opd.runs.training import open_run, record
 
 
-def run(settings: MiniaturePromptsSettings, *, resume: bool) -> Path:
+def run(settings: MiniaturePromptsSettings) -> Path:
     """Writes train/DOMAIN.jsonl and test/DOMAIN.jsonl and returns their folder."""
     folder = open_run(settings.run)
     record(settings, folder)
