@@ -66,7 +66,7 @@ class Training:
     `adapter`, and go on later. Or call `train`, which shows its progress. With a folder there are
     checkpoints and a log below it, and in the end the adapter.
 
-    An interrupt takes effect between two rounds, after a checkpoint has been written.
+    An interrupt takes effect between two rounds, and then, as after a `break`, there is a checkpoint.
     """
 
     def __init__(
@@ -142,18 +142,22 @@ class Training:
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Trains the rounds that are left, one at a time, and yields the metrics of each."""
-        while not self.trainer.finished:
-            self.base.bank.train(self.student)
-            self._note(self.trainer.round())
-            if self.trainer.finished:
-                self._finish()
-            yield self.history[-1]
+        try:
+            while not self.trainer.finished:
+                self._train_here()
+                self._note(self.trainer.round())
+                if self.trainer.finished:
+                    self._finish()
+                yield self.history[-1]
+        except (GeneratorExit, KeyboardInterrupt):  # who asked has had enough, or was interrupted
+            self.trainer.save()
+            raise
 
     def train(self) -> Training:
         """Trains the rounds that are left, under a progress bar."""
         with progress_of(self.trainer, self._title, self._show):
             while not self.trainer.finished:
-                self.base.bank.train(self.student)
+                self._train_here()
                 self._note(self.trainer.round())
         self._finish()
         return self
@@ -166,6 +170,11 @@ class Training:
         """
         self.adapter.write(folder, self.base.settings.path)
         return Path(folder)
+
+    def _train_here(self) -> None:
+        """Gives the gradients to this training's student, where another one has had them."""
+        if self.base.bank.student != self.student:
+            self.base.bank.train(self.student)
 
     def _note(self, metrics: dict[str, float]) -> None:
         self.history.append({"round": self.round, **metrics})

@@ -109,6 +109,8 @@ class Trainer:
             None if folder is None else CheckpointFolder(folder / CHECKPOINTS, keep=settings.checkpoint.keep)
         )
         self._saved = time.monotonic()
+        self._saved_round: int | None = None
+        self._torn = False  # whether some steps of a round have been taken and others not
 
     def resume(self) -> bool:
         """Restores the newest checkpoint, if there is one, and says whether there was.
@@ -134,6 +136,7 @@ class Trainer:
                     value.copy_(snapshot.average[name])
         restore_optimizer(self.optimizer, self.parameters, snapshot.optimizer)
         self.progress = snapshot.progress
+        self._saved_round, self._torn = self.progress.round, False
         return True
 
     def run(self) -> None:
@@ -156,7 +159,15 @@ class Trainer:
         Raises:
             NonFiniteError: if a loss or gradient is not finite; the batch is saved and no weight has changed.
             KeyboardInterrupt: once everything is in order.
+            CheckpointError: after a second interrupt, if there is no checkpoint to go back to.
         """
+        if self._torn and not self.resume():
+            raise CheckpointError(
+                "the training was stopped in the middle of a round, and there is no checkpoint to go back to",
+                value=f"round {self.progress.round + 1}, step {self.progress.step}",
+                allowed="an interrupt that is waited for, or a run folder",
+                fix="begin anew; give the training a folder",
+            )
         settings, progress = self.settings, self.progress
         started, first = time.monotonic(), progress.step
         metrics: dict[str, float] = {}
@@ -169,6 +180,7 @@ class Trainer:
                 taken = progress.step - first
                 assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
                 progress.round += 1
+                self._torn = False
                 progress.seconds += time.monotonic() - started
             due = time.monotonic() - self._saved >= 60 * settings.checkpoint.every_minutes
             if (due or self.finished or interrupt.is_set()) and self.processes.is_main:
@@ -182,8 +194,8 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """Writes a checkpoint of the present state, where there is a folder for it."""
-        if self.checkpoints is None:
+        """Writes a checkpoint after a finished round, where there is a folder for it and none of it yet."""
+        if self.checkpoints is None or self._torn or self._saved_round == self.progress.round:
             return
         snapshot = Snapshot(
             progress=self.progress,
@@ -192,6 +204,7 @@ class Trainer:
             average=self.average.average if self.average else {},
         )
         self.checkpoints.save(snapshot, identity=self.identity)
+        self._saved_round = self.progress.round
 
     def update(self, micro_batches: Iterable[Any]) -> dict[str, float]:
         """Takes one optimizer step and returns its metrics.
@@ -215,6 +228,7 @@ class Trainer:
         rate = learning_rate(self.settings.optimizer, self.progress.step, self.settings.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self._torn = True
         self.optimizer.step()
         self.progress.step += 1
         if self.average:

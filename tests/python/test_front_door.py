@@ -1,0 +1,181 @@
+"""`import flow_opd`: light, quiet, and its objects keep their word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flow_opd
+from flow_opd.runs.base import Base
+
+SAMPLING = flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0)
+CONFIG = flow_opd.DistillConfig(prompts_per_round=2, sampling=SAMPLING)
+PROMPTS = [flow_opd.Prompt("a red circle", "quality"), flow_opd.Prompt("a blue square", "quality")]
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return flow_opd.load_base("asset:base", compute=None)
+
+
+@pytest.fixture(scope="module")
+def quality() -> flow_opd.LoraWeights:
+    return flow_opd.load_adapter("asset:teachers/quality")
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_the_door_opens_at_once_and_without_torch() -> None:
+    best = min(
+        float(
+            run(
+                "import time; t = time.perf_counter(); import flow_opd, sys\n"
+                "assert not {'torch', 'pydantic', 'peft'} & set(sys.modules)\n"
+                "print(time.perf_counter() - t)"
+            ).stdout
+        )
+        for _ in range(3)
+    )
+    assert best < 0.3
+
+
+def test_every_public_name_is_there_and_nothing_is_said() -> None:
+    found = run("import flow_opd; [getattr(flow_opd, name) for name in flow_opd.__all__]")
+    assert (found.stdout, found.stderr) == ("", "")
+    assert set(flow_opd.__all__) <= set(dir(flow_opd))
+    with pytest.raises(AttributeError, match="no attribute 'destill'"):
+        flow_opd.destill  # noqa: B018
+
+
+def test_two_trainings_on_one_base_do_not_disturb_each_other(
+    base: Base, quality: flow_opd.LoraWeights
+) -> None:
+    """Taken in turns, round by round, they end where each ends alone."""
+
+    def begun(seed: int) -> flow_opd.Training:
+        return flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=3, seed=seed)
+
+    alone = [begun(seed).train().adapter.digest() for seed in (0, 1)]
+    first, second = begun(0), begun(1)
+    for _ in zip(first, second, strict=True):
+        pass
+    assert [first.adapter.digest(), second.adapter.digest()] == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_picture_leaves_no_adapter_behind(base: Base, quality: flow_opd.LoraWeights) -> None:
+    before = base.bank.names
+    (drawn,) = flow_opd.generate(base, ["a red circle"], quality, num_steps=2)
+    (again,) = flow_opd.generate(base, ["a red circle"], quality, num_steps=2)
+    (bare,) = flow_opd.generate(base, ["a red circle"], num_steps=2)
+    assert base.bank.names == before
+    assert drawn.tobytes() == again.tobytes() != bare.tobytes()
+
+
+def test_a_damaged_objective_is_refused_by_a_policy_gradient(
+    base: Base, quality: flow_opd.LoraWeights
+) -> None:
+    sampled = flow_opd.DistillConfig(objective="sampled-log-ratio").objective
+    config = CONFIG.model_copy(update={"objective": sampled})
+    with pytest.raises(flow_opd.FlowOPDError, match="a distance of velocities"):
+        flow_opd.distill(
+            base,
+            {"quality": quality},
+            PROMPTS,
+            config,
+            rounds=1,
+            objective=lambda student, target, batch: (student - target).abs().flatten(1).mean(1),
+        )
+
+
+def test_a_reward_that_gives_too_few_numbers_is_refused(base: Base) -> None:
+    config = flow_opd.GRPOConfig(group_size=2, groups_per_round=1, sampling=SAMPLING)
+    training = flow_opd.grpo(base, [lambda images, prompts: [1.0]], ["a"], config, rounds=1)
+    with pytest.raises(flow_opd.FlowOPDError, match="returned unusable scores"):
+        training.train()
+
+
+def test_a_data_frame_or_plain_rows(base: Base) -> None:
+    def brightness(images: torch.Tensor, prompts: list[flow_opd.Prompt]) -> torch.Tensor:
+        return images.flatten(1).mean(1)
+
+    table = flow_opd.evaluate(base, {"base": None}, ["a", "b"], [brightness], num_steps=2)
+    (row,) = table
+    assert (row.name, row.reward, row.images) == ("base", "brightness", 2)
+    assert row.low <= row.mean <= row.high
+    assert "base  brightness" in str(table)
+
+
+INTERRUPTED = """
+import sys, flow_opd
+base = flow_opd.load_base("asset:base")
+config = flow_opd.DistillConfig(
+    prompts_per_round=2, sampling=flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0),
+    checkpoint={"every_minutes": 1000.0},
+)
+teachers = {"quality": flow_opd.load_adapter("asset:teachers/quality")}
+prompts = [flow_opd.Prompt("a red circle", "quality")]
+training = flow_opd.distill(base, teachers, prompts, config, rounds=int(sys.argv[2]), folder=sys.argv[1])
+try:
+    for metrics in training:
+        print("round", training.round, flush=True)
+except KeyboardInterrupt:
+    print("stopped", training.round, training.adapter.rank, flush=True)
+"""
+
+
+def test_who_breaks_off_can_go_on_elsewhere(
+    base: Base, quality: flow_opd.LoraWeights, tmp_path: Path
+) -> None:
+    """The same training made again goes on where the first was left, to the same end."""
+    whole = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=3).train()
+    for _ in flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=3, folder=tmp_path):
+        break
+    again = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=3, folder=tmp_path)
+    assert again.round == 1
+    assert again.train().adapter.digest() == whole.adapter.digest()
+    assert flow_opd.load_adapter(tmp_path).digest() == whole.adapter.digest()
+
+
+def test_a_torn_round_is_not_gone_on_with(base: Base, quality: flow_opd.LoraWeights) -> None:
+    """Something breaks in the middle of an optimizer step, and there is no folder to go back to."""
+    training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=3)
+    step = training.trainer.optimizer.step
+
+    def breaks() -> None:
+        step()
+        raise KeyboardInterrupt
+
+    training.trainer.optimizer.step = breaks  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        training.train()
+    with pytest.raises(flow_opd.FlowOPDError, match="stopped in the middle of a round"):
+        training.train()
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_usable_objects(tmp_path: Path) -> None:
+    """No checkpoint is due for hours, and yet there is one of the round at which it was stopped."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), "100000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    while "round 2" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0].splitlines()
+    assert rest[-1].startswith("stopped ")
+    done = int(rest[-1].split()[1])
+    assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == [f"round-{done:07d}"]
+    assert not (tmp_path / "run" / "adapter").exists()
