@@ -11,8 +11,9 @@ from torch.utils.checkpoint import CheckpointError
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
+from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.errors import AdapterError
-from tiny import PROMPTS, Tiny
+from tiny import PROMPTS, Tiny, new_tiny_pipeline
 
 
 def velocity(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -319,3 +320,37 @@ def test_switching_visits_no_layer(tiny: Tiny) -> None:
     for name in (*tiny.bank.names, None):
         with tiny.bank.using(name):
             assert tiny.bank.active == name
+
+
+def test_adapters_come_and_go(tiny: Tiny) -> None:
+    """Whichever is taken off, the others keep their velocities, and the bare base has its own again."""
+    backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)
+    bank = AdapterBank(backbone)
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, *backbone.latent_shape, generator=draw)
+    here = (latents, torch.tensor([0.9, 0.4]), backbone.encode_prompts(PROMPTS[:2]))
+
+    def velocity(name: str | None) -> torch.Tensor:
+        with torch.no_grad(), bank.using(name):
+            return backbone.velocity(*here)
+
+    bare = velocity(None)
+    bank.put("only", tiny.bank.weights("anchor"))
+    expected = velocity("only")
+    bank.remove("only")
+    assert bank.names == ()
+    assert torch.equal(velocity(None), bare)
+    for name in ("first", "second", "third"):
+        bank.put(name, tiny.bank.weights("anchor" if name == "third" else "teacher-shapes"))
+    bank.train("second")
+    for name in ("first", "second"):
+        bank.remove(name)
+        assert torch.equal(velocity("third"), expected)
+        assert torch.equal(velocity(None), bare)
+    assert bank.names == ("third",)
+    assert bank.student is None
+    bank.put("first", tiny.bank.weights("teacher-shapes"))
+    bank.train("first")
+    assert [key for key, value in bank.parameters("third").items() if value.requires_grad] == []
+    with pytest.raises(AdapterError, match="unknown adapter: 'second'"):
+        bank.remove("second")

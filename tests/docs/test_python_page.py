@@ -64,3 +64,11 @@ def test_looking_changes_nothing(spoken: tuple[dict[str, Any], str]) -> None:
     ).train()
     assert again.adapter.digest() == names["training"].adapter.digest()
     assert names["halfway"].digest() != again.adapter.digest()
+
+
+def test_the_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(import flow_opd\n.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("rounds=10", "rounds=1"), "README.md", "exec"), {})
+    assert flow_opd.load_adapter(tmp_path / "my-student").rank == 32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, cast
@@ -118,9 +117,13 @@ class AdapterBank:
             self._student = self._active = None
             self._route.parts = ()
         del self._settings[name]
-        with warnings.catch_warnings():  # of the one that PEFT activates in its place, which nobody reads
-            warnings.simplefilter("ignore")
-            cast(PeftModel, self._backbone.transformer).delete_adapter(_key(name))
+        model = cast(PeftModel, self._backbone.transformer)
+        if not self._settings:  # PEFT cannot be without an adapter
+            self._backbone.transformer, self._layers = model.unload(), {}
+            return
+        if model.active_adapter == _key(name):  # it must have one, which nobody reads
+            model.set_adapter(_key(next(iter(self._settings))))
+        model.delete_adapter(_key(name))
         self._freeze_all_but_the_student()
 
     def train(self, name: str) -> None:
