@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import flow_opd
 from flow_opd.runs.base import Base
+from flow_opd.runs.identity import part_identity
 
 SAMPLING = flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0)
 CONFIG = flow_opd.DistillConfig(prompts_per_round=2, sampling=SAMPLING)
@@ -69,6 +73,14 @@ def test_two_trainings_on_one_base_do_not_disturb_each_other(
         pass
     assert [first.adapter.digest(), second.adapter.digest()] == alone
     assert alone[0] != alone[1]
+
+
+def test_a_teacher_is_on_the_base_once(base: Base, quality: flow_opd.LoraWeights) -> None:
+    """However often a notebook's cell is run."""
+    for _ in range(3):
+        flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1)
+    held = [name for name in base.bank.names if base.bank.weights(name).digest() == quality.digest()]
+    assert len(held) == 1
 
 
 def test_a_picture_leaves_no_adapter_behind(base: Base, quality: flow_opd.LoraWeights) -> None:
@@ -159,6 +171,85 @@ def test_a_torn_round_is_not_gone_on_with(base: Base, quality: flow_opd.LoraWeig
         training.train()
     with pytest.raises(flow_opd.FlowOPDError, match="stopped in the middle of a round"):
         training.train()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda student, target, batch: (student - target).square().mean(),
+        lambda student, target, batch: (student - target).square().flatten(1).mean(1, keepdim=True),
+        lambda student, target, batch: (student.detach() - target).square().flatten(1).mean(1),
+    ],
+)
+def test_an_objective_that_would_broadcast_is_refused(
+    base: Base, quality: flow_opd.LoraWeights, objective: Any
+) -> None:
+    training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, objective=objective)
+    with pytest.raises(flow_opd.FlowOPDError, match="cannot be trained on"):
+        training.train()
+
+
+def test_rewards_of_one_name_are_refused(base: Base) -> None:
+    rewards = [lambda images, prompts: [0.0] * len(prompts), lambda images, prompts: [1.0] * len(prompts)]
+    with pytest.raises(flow_opd.FlowOPDError, match="rewards of one name"):
+        flow_opd.evaluate(base, {"base": None}, ["a"], rewards, num_steps=1)
+    with pytest.raises(flow_opd.FlowOPDError, match="returned unusable scores"):
+        flow_opd.evaluate(
+            base, {"base": None}, ["a", "b"], [lambda images, prompts: images.mean()], num_steps=1
+        )
+
+
+def test_words_in_place_of_objects_are_refused(base: Base, quality: flow_opd.LoraWeights) -> None:
+    for wrong in (
+        lambda: flow_opd.generate(base, "ab"),  # type: ignore[arg-type]
+        lambda: flow_opd.generate(base, ["a", "b"], seeds=[1], num_steps=1),
+        lambda: flow_opd.generate(base, ["a"], num_steps=0),
+        lambda: flow_opd.distill(base, {"quality": "asset:teachers/quality"}, PROMPTS, CONFIG, rounds=1),
+        lambda: flow_opd.distill(
+            base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, anchor=flow_opd.Anchor("nobody")
+        ),
+        lambda: flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=0),
+        lambda: flow_opd.Teacher(quality, extrapolation=0.5),
+        lambda: flow_opd.Anchor(quality, share=2.0),
+    ):
+        with pytest.raises(flow_opd.FlowOPDError, match=r"Allowed: .+ To fix: "):
+            wrong()
+
+
+def test_an_identity_knows_what_a_part_holds(base: Base, quality: flow_opd.LoraWeights) -> None:
+    def to_the(power: int) -> Any:
+        return lambda student, target, batch: (student - target).abs().pow(power).flatten(1).mean(1)
+
+    class Held:
+        def __init__(self, value: object) -> None:
+            self.value = value
+
+    assert part_identity(to_the(2)) == part_identity(to_the(2)) != part_identity(to_the(3))
+    assert part_identity(partial(max, 1)) != part_identity(partial(max, 2))
+    assert part_identity(Held(torch.ones(2))) != part_identity(Held(torch.zeros(2)))
+    one, other = (base.policy(base.put("held", quality), scale) for scale in (1.0, 2.0))
+    assert (
+        part_identity(Held(one)) != part_identity(Held(other)) != part_identity(Held(base.policy(None, 2.0)))
+    )
+    json.dumps(part_identity(Held(one)))
+
+
+def test_an_interrupt_in_the_last_round_leaves_the_adapter(
+    base: Base, quality: flow_opd.LoraWeights, tmp_path: Path
+) -> None:
+    training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, folder=tmp_path)
+    step = training.trainer.optimizer.step
+
+    def pressed() -> None:
+        step()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    training.trainer.optimizer.step = pressed  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        list(training)
+    assert training.round == 1
+    assert list(training) == []
+    assert flow_opd.load_adapter(tmp_path).digest() == training.adapter.digest()
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_usable_objects(tmp_path: Path) -> None:

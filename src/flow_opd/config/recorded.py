@@ -57,6 +57,12 @@ def base_of(settings: Recorded) -> BaseModelSettings:
 
 SHOWN = 5
 
+# Settings that change memory, speed or safety, and no number: they may be lowered after a crash.
+HARMLESS = {
+    *("checkpoint", "micro_batch_size", "sample_batch_size"),
+    *("compute", "embeddings", "base.offline", "run.out", "run.threads"),
+}
+
 
 def differences(recorded: Path, settings: Settings, *, but: Collection[str] = ()) -> list[str]:
     """Returns "key: value, now value" for the first keys that are not as in a config.yaml, if any.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flow_opd.errors import ConfigError
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.path import target_velocity
 from flow_opd.method.joint import FieldShare, joint_velocities, velocity_of_alike, whole_share
@@ -137,7 +138,16 @@ class VelocityGap:
             counted = batch.weight
             if target.share < 1.0:
                 counted = counted * (target.asked(batch).to(counted) / target.share)
-            gap = (counted * self.distance(velocity, field, batch)).sum()
+            far = self.distance(velocity, field, batch)
+            if far.shape != counted.shape or (velocity.requires_grad and not far.requires_grad):
+                name = getattr(self.distance, "__name__", type(self.distance).__name__)
+                raise ConfigError(
+                    f"an objective that cannot be trained on: {name}",
+                    value=f"shape {list(far.shape)}, with gradient: {far.requires_grad}",
+                    allowed=f"a number for each row, [{len(batch)}], with the gradient of the student",
+                    fix="take the mean over all dimensions but the first, and detach nothing of the student",
+                )
+            gap = (counted * far).sum()
             total = total + target.weight * gap
             metrics[target.name] = gap.detach()
         return LossOutput(total, len(batch), metrics)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flow_opd.errors import RewardError
+from flow_opd.errors import ConfigError, RewardError
 from flow_opd.protocols import Reward
 from flow_opd.types import Prompt, RewardScores, RewardTable
 
@@ -40,6 +40,13 @@ class FunctionReward:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> RewardScores:
         """Returns the function's scores; all of them count."""
         values = torch.as_tensor(self.function(images, prompts), dtype=torch.float32).detach().cpu()
+        if values.shape != (len(prompts),) or not bool(torch.isfinite(values).all()):
+            raise RewardError(
+                f"reward {self.name!r} returned unusable scores",
+                value=values.flatten().tolist()[:4],
+                allowed=f"{len(prompts)} finite numbers, one for each image",
+                fix="take means over all dimensions but the first",
+            )
         return RewardScores(self.name, values, torch.ones(len(prompts), dtype=torch.bool), self.scale)
 
 
@@ -49,6 +56,25 @@ def as_reward(given: TrainingReward | Reward | Callable[..., Any]) -> TrainingRe
         return given
     reward = given if hasattr(given, "score") else FunctionReward(given)
     return TrainingReward(cast(Reward, reward))
+
+
+def as_rewards(given: Sequence[TrainingReward | Reward | Callable[..., Any]]) -> list[TrainingReward]:
+    """Returns rewards of different names.
+
+    Raises:
+        ConfigError: if there are none, or two have one name.
+    """
+    found = [as_reward(one) for one in given]
+    names = [one.reward.name for one in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not found:
+        raise ConfigError(
+            "rewards of one name" if twice else "no rewards",
+            value=twice,
+            allowed="one reward or more, each of its own name",
+            fix="give functions names of their own with def; add up the weights of equal rewards",
+        )
+    return found
 
 
 class TrainingRewards:
@@ -84,7 +110,7 @@ def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> N
     if judged.values.shape != (len(prompts),) or not bool(torch.isfinite(judged.values[judged.valid]).all()):
         raise RewardError(
             f"reward {reward.name!r} returned unusable scores",
-            value=judged.values.tolist()[:4],
+            value=judged.values.flatten().tolist()[:4],
             allowed=f"{len(prompts)} finite numbers within {reward.scale}",
             fix="check the reward's model and its prompts' metadata",
         )

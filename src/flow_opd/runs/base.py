@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,7 @@ class Base:
     backbone: LoadedBackbone
     bank: AdapterBank
     processes: Processes = ALONE
+    _held: dict[str, str] = field(default_factory=dict, repr=False)  # digest -> name of a frozen adapter
 
     @classmethod
     def load(
@@ -88,6 +89,13 @@ class Base:
             yield name
         finally:
             self.bank.remove(name)
+
+    def hold(self, name: str, lora: LoraWeights) -> str:
+        """Puts a frozen adapter on the base, as `put` does, but none with the same weights twice."""
+        digest = lora.digest()
+        if self._held.get(digest) not in self.bank.names:
+            self._held[digest] = self.put(name, lora)
+        return self._held[digest]
 
     def put(self, name: str, lora: LoraWeights) -> str:
         """Puts an adapter on the base and returns its name there: `name`, or one like it if that is taken.

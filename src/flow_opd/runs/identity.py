@@ -7,24 +7,25 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from flow_opd.adapters.bank import AdapterBank
+from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import hub_id, locate_model
+from flow_opd.config.recorded import HARMLESS
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, PickScoreSettings, RewardSpec
 from flow_opd.files import sha256
+from flow_opd.method.policy import Policy
 from flow_opd.types import Prompt
 
-if TYPE_CHECKING:  # it takes peft along
-    from flow_opd.adapters.lora import LoraWeights
-
-# Settings that change memory, speed or safety, and no number: they may be lowered after a crash.
-HARMLESS = {
-    *("checkpoint", "micro_batch_size", "sample_batch_size"),
-    *("compute", "embeddings", "base.offline", "run.out", "run.threads"),
-}
+PLAIN = (str, int, float, bool, type(None), Mapping, list, tuple, partial, torch.Tensor, LoraWeights, Policy)
+"""What is known by its content."""
 
 
 def training_identity(
@@ -72,20 +73,56 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return digest({"prompts": [asdict(prompt) for prompt in prompts]})
 
 
-def part_identity(part: object) -> str:
-    """Returns what a part of a training is known by: an adapter's content, or where code stands and says."""
-    weights: LoraWeights | None = part if hasattr(part, "factors") else None  # type: ignore[assignment]
-    if weights is not None:
-        return weights.digest()
-    if isinstance(part, str):  # named elsewhere
+def part_identity(part: object) -> Any:
+    """Returns what a part of a training is known by, as JSON values.
+
+    Numbers and words are themselves, tensors and adapters their content. Code is where it stands and how it
+    is written, with the values that it has closed over; an object is its class and, by the same rules, what
+    it holds, but for objects inside of it that are none of these, which are known by their class alone.
+    """
+    if isinstance(part, str | int | float | bool | type(None)):
         return part
-    code = part if inspect.isroutine(part) or inspect.isclass(part) else type(part)
+    if isinstance(part, Mapping):
+        return {str(key): part_identity(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [part_identity(value) for value in part]
+    if isinstance(part, partial):
+        return {"partial": part_identity([part.func, part.args, part.keywords])}
+    if isinstance(part, torch.Tensor):
+        return hashlib.sha256(
+            part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+    if isinstance(part, LoraWeights):
+        return part.digest()
+    if isinstance(part, Policy):
+        return [part_identity(_adapter_of(part)), part.guidance_scale]
+    if inspect.isroutine(part) or inspect.isclass(part):
+        held = [cell.cell_contents for cell in getattr(part, "__closure__", None) or ()]
+        return [_code(part), [_shallow(each) for each in held if each is not part]]
+    state = vars(part) if hasattr(part, "__dict__") else {}
+    return [_code(type(part)), {key: _shallow(value) for key, value in state.items()}]
+
+
+def _shallow(part: object) -> Any:
+    """Returns what something inside of a part is known by."""
+    known = isinstance(part, PLAIN) or inspect.isroutine(part)
+    return part_identity(part) if known else _code(type(part))
+
+
+def _code(code: Any) -> list[str]:
+    """Returns where code stands, and how it is written, if that is known."""
     try:
-        source = inspect.getsource(code)  # type: ignore[arg-type]
+        source = inspect.getsource(code)
     except (OSError, TypeError):
         source = ""
-    name = f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}"
-    return digest({"name": name, "source": source})
+    return [f"{getattr(code, '__module__', '')}:{getattr(code, '__qualname__', '')}", source]
+
+
+def _adapter_of(policy: Policy) -> LoraWeights | None:
+    """Returns the adapter of a policy, None for the bare base."""
+    bank = policy.adapters
+    named = policy.adapter is not None and isinstance(bank, AdapterBank)
+    return bank.weights(policy.adapter) if named else None  # type: ignore[union-attr, arg-type]
 
 
 def content(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.locations import locate
+from flow_opd.errors import DataError
 from flow_opd.prompts.jsonl import read_lines
 from flow_opd.prompts.overlap import problems, refuse
 from flow_opd.types import Prompt
@@ -38,7 +39,14 @@ def load_prompts(*files: str, task: str | None = None, limit: int | None = None)
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> list[Prompt]:
-    """Returns prompts, where a sentence alone has no task."""
+    """Returns prompts, where a sentence alone has no task.
+
+    Raises:
+        DataError: if there are none, or they are one sentence and no list of them.
+    """
+    if isinstance(prompts, str) or not prompts:
+        allowed, fix = "a list of prompts or sentences", "put what is drawn into a list"
+        raise DataError("no prompts", value=prompts, allowed=allowed, fix=fix)
     return [Prompt(one, task="") if isinstance(one, str) else one for one in prompts]
 
 

@@ -37,6 +37,17 @@ class Teacher:
     extrapolation: float = 1.0
     """lambda of the target v_teacher + (lambda - 1) (v_teacher - v_base), >= 1."""
 
+    def __post_init__(self) -> None:
+        """Checks the numbers, and takes a task alone.
+
+        Raises:
+            ConfigError: if one is out of its range.
+        """
+        if isinstance(self.tasks, str):
+            object.__setattr__(self, "tasks", (self.tasks,))
+        _at_least_one("guidance_scale of a teacher", self.guidance_scale)
+        _at_least_one("extrapolation of a teacher", self.extrapolation)
+
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
@@ -50,6 +61,25 @@ class Anchor:
     """Share of the states at which it is asked; None takes an eighth, or all but under the direct KL."""
     guidance_scale: float | None = None
     """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: if one is out of its range.
+        """
+        _at_least_one("guidance_scale of an anchor", self.guidance_scale)
+        if not 0 < self.weight < float("inf"):
+            fix = "give its weight, or no anchor"
+            raise ConfigError("weight of an anchor", value=self.weight, allowed="numbers above 0", fix=fix)
+        if self.share is not None and not 0 < self.share <= 1:
+            allowed, fix = "above 0, up to 1", "give a share of the states, or None"
+            raise ConfigError("share of an anchor", value=self.share, allowed=allowed, fix=fix)
+
+
+def _at_least_one(what: str, value: float | None) -> None:
+    if value is not None and not 1 <= value < float("inf"):
+        raise ConfigError(what, value=value, allowed="numbers from 1", fix="1 switches it off")
 
 
 class Experts:
@@ -114,17 +144,20 @@ class Experts:
 
     def identity(self, anchor: Anchor | None) -> dict[str, Any]:
         """Returns what a training with these experts is known by."""
-        values: dict[str, Any] = {
+        teachers = {
             name: [self._identity(each.expert), sorted(each.tasks), each.guidance_scale, each.extrapolation]
             for name, each in self.teachers.items()
         }
+        known = None
         if anchor is not None:
-            how = [anchor.weight, anchor.share, anchor.guidance_scale]
-            values["anchor of all"] = [self._identity(anchor.expert), *how]
-        return values | {"router": None if self._router is None else part_identity(self._router)}
+            shared = isinstance(anchor.expert, str) and anchor.expert in self.teachers
+            who = anchor.expert if shared else self._identity(anchor.expert)
+            known = [who, anchor.weight, anchor.share, anchor.guidance_scale]
+        router = None if self._router is None else part_identity(self._router)
+        return {"teachers": teachers, "anchor": known, "router": router}
 
-    def _identity(self, expert: Expert) -> str:
-        """Returns what an expert is known by; a teacher that the anchor shares has been said already."""
+    def _identity(self, expert: Expert) -> Any:
+        """Returns what an expert is known by."""
         if isinstance(expert, str) and expert in self.base.bank.names:
             return self.base.bank.weights(expert).digest()
         return part_identity(expert)
@@ -135,8 +168,15 @@ class Experts:
     def _field(self, name: str, expert: Expert, scale: float) -> tuple[Expert, VelocityField]:
         """Returns an expert as it can be named from now on, and its velocity field."""
         if isinstance(expert, LoraWeights):
-            expert = self.base.put(name, expert)
+            expert = self.base.hold(name, expert)
         if isinstance(expert, str):
+            if expert not in self.base.bank.names:
+                raise ConfigError(
+                    f"an expert that is not on the base: {name}",
+                    value=expert,
+                    allowed=", ".join([*self.teachers, *self.base.bank.names]) or "an adapter, or a field",
+                    fix="load it with flow_opd.load_adapter, and give what that returns",
+                )
             return expert, self.base.policy(expert, scale, encoder=self.encoder)
         return expert, expert
 

@@ -15,13 +15,12 @@ import torch
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings, TrainingConfig
 from flow_opd.config.file.reader import dump
-from flow_opd.config.recorded import differences
-from flow_opd.errors import CheckpointError
+from flow_opd.config.recorded import HARMLESS, differences
+from flow_opd.errors import CheckpointError, ConfigError
 from flow_opd.files import write_json
 from flow_opd.layout import ADAPTER, COLD_START, CONFIG, METRICS, TRAINING
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import BatchSource, Objective
-from flow_opd.runs.identity import HARMLESS
 from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 
@@ -102,6 +101,9 @@ class Training:
         Raises:
             CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
         """
+        if not isinstance(rounds, int) or rounds < 1:
+            allowed, fix = "whole numbers from 1", "say how long to train"
+            raise ConfigError("rounds of a training", value=rounds, allowed=allowed, fix=fix)
         self.base = base
         self.student = student
         self.folder = place.folder
@@ -149,6 +151,7 @@ class Training:
                 if self.trainer.finished:
                     self._finish()
                 yield self.history[-1]
+            self._finish()
         except (GeneratorExit, KeyboardInterrupt):  # who asked has had enough, or was interrupted
             self.trainer.save()
             raise

@@ -19,7 +19,7 @@ from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand
 from flow_opd.runs.identity import part_identity, prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.prompts import prompts_of
+from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.student import first_weights, place_student
 from flow_opd.runs.teachers import Anchor, Expert, Experts, Teacher, anchor_of, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
@@ -111,7 +111,7 @@ def distill(
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
     config, place = config or DistillConfig(), Place.at(folder, resume, record)
-    encoder = encoder or base.backbone
+    prompts, encoder = as_prompts(prompts), encoder or base.backbone
     scale = config.sampling.guidance_scale
     experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=router)
     if router is None:

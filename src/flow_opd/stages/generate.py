@@ -13,11 +13,13 @@ from rich.console import Console
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.generate import GenerateSettings
+from flow_opd.errors import ConfigError
 from flow_opd.files import write_bytes
 from flow_opd.method.rollouts import generate_latents
 from flow_opd.reports.grid import png_bytes
 from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base
+from flow_opd.runs.prompts import as_prompts
 from flow_opd.runs.training import open_run
 from flow_opd.seeding import generator
 from flow_opd.types import Prompt
@@ -54,7 +56,7 @@ def run(settings: GenerateSettings) -> Path:
 @torch.no_grad()
 def generate(
     base: Base,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     adapter: LoraWeights | None = None,
     *,
     seeds: Sequence[int] | int = 0,
@@ -73,13 +75,23 @@ def generate(
 
     Raises:
         AdapterError: if the adapter does not fit the base.
+        ConfigError: if seeds and prompts are not equally many, or a number is out of its range.
+        DataError: if there are no prompts.
     """
-    chosen = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+    asked = as_prompts(prompts)
+    chosen = [seeds] * len(asked) if isinstance(seeds, int) else list(seeds)
+    if len(chosen) != len(asked) or num_steps < 1 or not guidance_scale >= 1:
+        raise ConfigError(
+            "numbers that do not fit the prompts",
+            value={"seeds": len(chosen), "num_steps": num_steps, "guidance_scale": guidance_scale},
+            allowed=f"{len(asked)} seeds or one for all, num_steps and guidance_scale from 1",
+            fix="correct them",
+        )
     with base.with_adapter(adapter) as name:
         backbone = base.backbone
         latents = generate_latents(
             base.policy(name, guidance_scale),
-            backbone.encode_prompts([Prompt(text, task="") for text in prompts]),
+            backbone.encode_prompts(asked),
             latent_shape=backbone.latent_shape,
             sigmas=backbone.sigmas(num_steps),
             generators=[generator(seed, "generate") for seed in chosen],

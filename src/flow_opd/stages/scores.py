@@ -14,7 +14,7 @@ from flow_opd.evaluation.images import EvaluationSet, ImageSampler
 from flow_opd.evaluation.intervals import Bootstrap, Scores
 from flow_opd.prompts.overlap import identity
 from flow_opd.protocols import Reward
-from flow_opd.rewards.table import TrainingReward, as_reward
+from flow_opd.rewards.table import TrainingReward, as_rewards
 from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import as_prompts
 from flow_opd.seeding import generator
@@ -94,7 +94,7 @@ def evaluate(
         seeder=partial(generator, seed, "image"),
         processes=base.processes,
     )
-    judges = [as_reward(one).reward for one in rewards]
+    judges = [one.reward for one in as_rewards(rewards)]
     bootstrap, table = Bootstrap(), ScoreTable()
     for name, lora in adapters.items():
         with base.with_adapter(lora) as adapter:

@@ -22,7 +22,7 @@ from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand
 from flow_opd.runs.identity import prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
-from flow_opd.runs.prompts import prompts_of
+from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.student import place_student
 from flow_opd.runs.teachers import Expert, Experts, Teacher, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
@@ -99,7 +99,7 @@ def sft(
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
     config, place = config or SFTConfig(), Place.at(folder, resume, record)
-    encoder = encoder or base.backbone
+    prompts, encoder = as_prompts(prompts), encoder or base.backbone
     experts = Experts(base, teachers, guidance_scale=1.0, encoder=encoder, router=router)
     if router is None:
         check_routes(prompts, experts.teacher_of_task)

@@ -16,7 +16,7 @@ from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_judged
 from flow_opd.method.walks import build_walks
 from flow_opd.protocols import PromptEncoder, Reward
-from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_reward
+from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_rewards
 from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.identity import content, part_identity, prompts_digest, reward_files, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
@@ -107,7 +107,7 @@ def grpo(
     """
     config, place = config or GRPOConfig(), Place.at(folder, resume, record)
     prompts = as_prompts(prompts)
-    judges = [as_reward(one) for one in rewards]
+    judges = as_rewards(rewards)
     check_judged(prompts, {one.reward.name: one.tasks for one in judges})
     encoder = encoder or base.backbone
     scale = config.sampling.guidance_scale

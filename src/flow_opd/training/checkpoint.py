@@ -132,7 +132,8 @@ def optimizer_tensors(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts the tensors of `optimizer_tensors` back."""
+    """Puts the tensors of `optimizer_tensors` back, in place of what there is."""
+    optimizer.state.clear()
     for flat, value in tensors.items():
         name, key = flat.rsplit(":", 1)
         parameter = parameters[name]

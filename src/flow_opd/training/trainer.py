@@ -152,8 +152,8 @@ class Trainer:
     def round(self) -> dict[str, float]:
         """Trains one round and returns the metrics of its last update; a checkpoint is written if it is due.
 
-        An interrupt (Ctrl-C, or a notebook's stop button) takes effect between two rounds: a round that has
-        not taken a step yet is dropped, another one is finished. Then a checkpoint is written; the training
+        An interrupt (Ctrl-C, or a notebook's stop button) takes effect between two rounds: what has begun is
+        finished, but for a round whose first update has not begun. Then a checkpoint is written; the training
         can go on, and what it has trained can be used. A second interrupt takes effect at once.
 
         Raises:
@@ -183,7 +183,7 @@ class Trainer:
                 self._torn = False
                 progress.seconds += time.monotonic() - started
             due = time.monotonic() - self._saved >= 60 * settings.checkpoint.every_minutes
-            if (due or self.finished or interrupt.is_set()) and self.processes.is_main:
+            if due or self.finished or interrupt.is_set():
                 self.save()
                 self._saved = time.monotonic()
         if interrupt.is_set():
@@ -195,7 +195,8 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint after a finished round, where there is a folder for it and none of it yet."""
-        if self.checkpoints is None or self._torn or self._saved_round == self.progress.round:
+        known = self._torn or self._saved_round == self.progress.round
+        if self.checkpoints is None or known or not self.processes.is_main:
             return
         snapshot = Snapshot(
             progress=self.progress,
