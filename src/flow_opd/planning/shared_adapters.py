@@ -38,6 +38,11 @@ class SharedAdapters:
         self.bank.train(student)
         self.transformer: nn.Module = holder.transformer
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters, those that share one LoRA included."""
+        return tuple(self._representative)
+
     def using(self, name: str | None) -> AbstractContextManager[None]:
         """Activates the adapter `name` (None = the bare base) inside the context."""
         return self.bank.using(None if name is None else self._representative[name])
