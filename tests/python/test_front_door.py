@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import flow_opd
+from flow_opd.config.common import TrainingComputeSettings
 from flow_opd.runs.base import Base
 from flow_opd.runs.identity import part_identity
+from flow_opd.stages import distill
 
 SAMPLING = flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0)
 CONFIG = flow_opd.DistillConfig(prompts_per_round=2, sampling=SAMPLING)
@@ -214,6 +216,27 @@ def test_words_in_place_of_objects_are_refused(base: Base, quality: flow_opd.Lor
     ):
         with pytest.raises(flow_opd.FlowOPDError, match=r"Allowed: .+ To fix: "):
             wrong()
+
+
+def test_a_base_is_split_once_all_adapters_are_on_it(
+    quality: flow_opd.LoraWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None may come later, that of an anchor included; an anchor may be given as its adapter alone."""
+    base = flow_opd.load_base("asset:base", compute=TrainingComputeSettings(shard_base=True))
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(distill, "shard_base", lambda transformer, processes: seen.append(base.bank.names))
+    text = flow_opd.load_adapter("asset:teachers/text")
+    flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, anchor=text)
+    assert seen == [base.bank.names]
+    assert set(base.bank.names) == {"quality", "student", "anchor"}
+
+
+def test_a_policy_gradient_asks_its_anchor_everywhere(base: Base, quality: flow_opd.LoraWeights) -> None:
+    sampled = flow_opd.DistillConfig(objective="sampled-log-ratio").objective
+    config = CONFIG.model_copy(update={"objective": sampled})
+    anchor = flow_opd.Anchor("quality", share=0.5)
+    with pytest.raises(flow_opd.FlowOPDError, match="asks the anchor at every state"):
+        flow_opd.distill(base, {"quality": quality}, PROMPTS, config, rounds=1, anchor=anchor)
 
 
 def test_an_identity_knows_what_a_part_holds(base: Base, quality: flow_opd.LoraWeights) -> None:

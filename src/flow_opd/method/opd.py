@@ -73,7 +73,8 @@ def distillation(
     """Returns where batches come from and what is minimised, by the objective of `config`.
 
     Raises:
-        ConfigError: if there is a distance of one's own beside a policy gradient, which has none.
+        ConfigError: if a policy gradient has a distance of one's own, or an anchor that is asked at a share
+            of the states.
     """
     objective = config.objective
     if isinstance(objective, DirectKLSettings):
@@ -84,6 +85,13 @@ def distillation(
             value=getattr(distance, "__name__", distance),
             allowed="the objective 'direct-kl' beside it",
             fix="leave one of the two out",
+        )
+    if policies.anchor is not None and policies.anchor.share < 1:
+        raise ConfigError(
+            f"objective {objective.name!r} asks the anchor at every state",
+            value=policies.anchor.share,
+            allowed="1",
+            fix="leave its share out, or choose the objective 'direct-kl'",
         )
     return policy_gradient_opd(
         policies,

@@ -195,6 +195,11 @@ def named_policies(settings: DistillSettings, base: Base, encoder: PromptEncoder
     return experts.policies(STUDENT, anchor, default_share=settings.default_anchor_share())
 
 
+def as_anchor(given: Anchor | Expert | None) -> Anchor | None:
+    """Returns an anchor, or an expert alone as one with the default weight."""
+    return given if given is None or isinstance(given, Anchor) else Anchor(given)
+
+
 def anchor_of(settings: AnchorSettings, expert: Expert) -> Anchor:
     """Returns the anchor that a configuration describes."""
     return Anchor(expert, settings.weight, settings.share, settings.guidance_scale)

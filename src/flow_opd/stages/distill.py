@@ -21,7 +21,7 @@ from flow_opd.runs.identity import part_identity, prompts_digest, training_ident
 from flow_opd.runs.launch import check_shares, join_processes
 from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.student import first_weights, place_student
-from flow_opd.runs.teachers import Anchor, Expert, Experts, Teacher, anchor_of, teacher_of
+from flow_opd.runs.teachers import Anchor, Expert, Experts, Teacher, anchor_of, as_anchor, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
 from flow_opd.seeding import derived_seed
 from flow_opd.types import Prompt
@@ -76,7 +76,7 @@ def distill(
     *,
     rounds: int,
     student: LoraWeights | None = None,
-    anchor: Anchor | None = None,
+    anchor: Anchor | Expert | None = None,
     objective: Distance | None = None,
     router: Router | None = None,
     seed: int = 0,
@@ -94,7 +94,7 @@ def distill(
         config: objective, walk, rounds, optimizer; None takes the defaults.
         rounds: of the whole training.
         student: its first weights, such as a merge of the teachers; None takes a fresh adapter.
-        anchor: the quality expert on all prompts.
+        anchor: the quality expert on all prompts; an adapter, field or teacher's name alone has lambda .02.
         objective: how far the student's velocities are from a target's, (student, target, batch) -> [M];
             None: the squared distance, or what `config` says.
         router: which teachers answer for a prompt, in which parts; None asks the task's own one.
@@ -117,6 +117,8 @@ def distill(
     if router is None:
         check_routes(prompts, experts.teacher_of_task)
     name, start = place_student(base, student, config.lora, seed=seed)
+    anchor = as_anchor(anchor)
+    policies = experts.policies(name, anchor, default_share=config.default_anchor_share())
     if base.is_sharded:
         shard_base(base.backbone.transformer, base.processes)
     walks = build_walks(
@@ -129,7 +131,6 @@ def distill(
         micro_batch_size=config.micro_batch_size,
         processes=base.processes,
     )
-    policies = experts.policies(name, anchor, default_share=config.default_anchor_share())
     source, terms = distillation(config, policies, walks, objective)
     parts = {
         "rounds": rounds,
