@@ -43,14 +43,21 @@ PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's o
 
 
 def _print_keys(context: typer.Context, wanted: bool) -> None:
-    """Prints every key that the command's configuration may hold, and ends."""
+    """Prints every key that the command's configuration may hold, and ends.
+
+    A configuration that stands before it adds the settings of the parts that it names as package.module:Name.
+    """
     if not wanted:
         return
     from flow_opd.config.file.describe import describe
+    from flow_opd.config.parts import parts_of
 
     console = Console(highlight=False)
     name = context.command.name or ""
-    for key in describe(settings_of(MINIATURE_STAGES.get(name, name))):
+    stage, given = MINIATURE_STAGES.get(name, name), context.params.get("config")
+    with user_errors():
+        also = [] if given is None else list(parts_of(_settings(stage, given, [])))
+    for key in describe(settings_of(stage), also=also):
         facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
         console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
     raise typer.Exit
@@ -72,7 +79,12 @@ def _complete_keys(context: typer.Context, incomplete: str) -> list[tuple[str, s
 
 
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file with the settings, or asset:configs/NAME.yaml.",
+        is_eager=True,  # so that --keys knows it
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -88,7 +100,12 @@ Resume = Annotated[
 Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
 Keys = Annotated[
     bool,
-    typer.Option("--keys", help="List all settings with their meaning.", is_eager=True, callback=_print_keys),
+    typer.Option(
+        "--keys",
+        help="List all settings with their meaning; after a CONFIG also those of the parts that it names.",
+        is_eager=True,
+        callback=_print_keys,
+    ),
 ]
 
 

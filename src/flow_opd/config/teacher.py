@@ -15,20 +15,14 @@ from flow_opd.config.base import (
     Problem,
     refuse,
 )
-from flow_opd.config.common import (
-    LoraSettings,
-    PromptsSettings,
-    SamplingSettings,
-    TrainingConfig,
-    TrainingStage,
-    duplicates,
-)
+from flow_opd.config.common import LoraSettings, PromptsSettings, TrainingConfig, TrainingStage, duplicates
 from flow_opd.config.merge import ColdStartSettings, lora_problems
-from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.rewards import RewardSettings
+from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.state_weights import (
     CustomStateWeights,
-    NamedStateWeights,
-    StateWeightsSpec,
+    StateWeightsSettings,
+    TransitionWeightsSettings,
     state_weights_problems,
 )
 from flow_opd.config.teachers import task_problems
@@ -62,7 +56,7 @@ class GRPOConfig(TrainingConfig):
     """Steps that are trained: all 'stochastic' ones, or a window [first, last] of them, both included."""
     steps_per_round: PositiveInt | None = None
     """So many of the trained steps, drawn at random each round; the others add no noise then. Null: all."""
-    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
+    state_weights: StateWeightsSettings = TransitionWeightsSettings()
     """'velocity', 'transition', 'sde', 'x0' or 'custom': how much each trained step counts; a word, or a
     section with its name. It weighs the advantages, not the KL to the base. 'transition' leaves them as they
     are, and the late steps decide; so does 'sde' where the dynamics is the SDE."""
@@ -124,12 +118,12 @@ class GRPOConfig(TrainingConfig):
     def _step_problems(self) -> list[Problem]:
         problems: list[Problem] = []
         first, stop = self.trained_range()
-        if self.sampling.dynamics == "ode":
+        if not self.sampling.dynamics.adds_noise:
             problems.append(
                 Problem(
                     ("sampling", "dynamics"),
                     "a policy gradient needs noisy steps",
-                    "ode",
+                    self.sampling.dynamics.name,
                     "'sde' or 'cps'",
                     "choose stochastic dynamics",
                 )
@@ -145,7 +139,7 @@ class GRPOConfig(TrainingConfig):
                     "train only steps that add noise",
                 )
             )
-        elif self.sampling.dynamics == "cps" and stop == self.sampling.num_steps:
+        elif self.sampling.dynamics.takes_noise_away and stop == self.sampling.num_steps:
             problems.append(
                 Problem(
                     ("trained_steps",),
@@ -175,7 +169,7 @@ class TeacherSettings(GRPOConfig, TrainingStage):
     """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
     """Training prompts, of one task or several."""
-    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    rewards: Annotated[tuple[RewardSettings, ...], Field(min_length=1)]
     """What the adapter is trained on; each judges the prompts of its tasks."""
 
     def _problems(self) -> list[Problem]:

@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flow_opd.registry import Registry
-
 
 @dataclass(frozen=True)
 class RoundScores:
@@ -40,10 +38,6 @@ class Normalization(Protocol):
         ...
 
 
-NORMALIZATIONS: Registry[Normalization] = Registry("reward normalization")
-
-
-@NORMALIZATIONS.register("sum")
 def advantages_of_the_sum(scores: RoundScores, *, round_spread: bool = False) -> Tensor:
     """Returns the group-relative advantages of the weighted sum of the rewards, [B].
 
@@ -57,7 +51,6 @@ def advantages_of_the_sum(scores: RoundScores, *, round_spread: bool = False) ->
     return group_advantages(scores.totals, scores.groups, scores.tasks if round_spread else None)
 
 
-@NORMALIZATIONS.register("each")
 def sum_of_the_advantages(scores: RoundScores, *, round_spread: bool = False) -> Tensor:
     """Returns the weighted sum of the group-relative advantages of each reward, [B].
 
@@ -78,6 +71,9 @@ def sum_of_the_advantages(scores: RoundScores, *, round_spread: bool = False) ->
         pools = torch.zeros_like(groups) if round_spread else None
         total[judged] += weight * group_advantages(values[judged], groups, pools)
     return total
+
+
+NORMALIZATIONS: dict[str, Normalization] = {"sum": advantages_of_the_sum, "each": sum_of_the_advantages}
 
 
 def group_advantages(

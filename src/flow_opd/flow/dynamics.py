@@ -12,11 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from flow_opd.protocols import Dynamics
-from flow_opd.registry import Registry
 from flow_opd.types import StepDistribution
-
-DYNAMICS: Registry[Dynamics] = Registry("dynamics")
 
 
 def _rows(value: Tensor) -> Tensor:
@@ -40,7 +36,6 @@ def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
     return noise_level * torch.sqrt(inside / (1 - inside))
 
 
-@DYNAMICS.register("ode")
 def ode_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:
@@ -56,7 +51,6 @@ def ode_step(
     return StepDistribution(latents.float() + velocity.float() * dsigma, torch.zeros_like(dsigma))
 
 
-@DYNAMICS.register("sde")
 def sde_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:
@@ -85,7 +79,6 @@ def sde_step(
     return StepDistribution(mean, g * torch.sqrt(-dsigma))
 
 
-@DYNAMICS.register("cps")
 def cps_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:

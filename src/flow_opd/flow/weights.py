@@ -13,12 +13,9 @@ from torch import Tensor
 
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.protocols import Dynamics
-from flow_opd.registry import Registry
 from flow_opd.types import Schedule
 
 StateWeights = Callable[[Schedule, Dynamics], Tensor]
-
-STATE_WEIGHTS: Registry[StateWeights] = Registry("state weights")
 
 
 def step_response(schedule: Schedule, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
@@ -30,7 +27,6 @@ def step_response(schedule: Schedule, dynamics: Dynamics) -> tuple[Tensor, Tenso
     return (moved.mean - still.mean).flatten(), moved.std.flatten()
 
 
-@STATE_WEIGHTS.register("transition")
 def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     """Returns w with transition KL = w |v_student - v_target|^2 for the steps as they are walked, [T].
 
@@ -46,7 +42,6 @@ def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     return response**2 / (2 * torch.where(variance > 0, variance, torch.ones_like(variance)))
 
 
-@STATE_WEIGHTS.register("velocity")
 def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level.
 
@@ -55,7 +50,6 @@ def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     return torch.ones(len(schedule))
 
 
-@STATE_WEIGHTS.register("x0")
 def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level.
 

@@ -14,7 +14,6 @@ from flow_opd.method.rollouts import Repeatable, WalkNoise, micro_rows, rollout,
 from flow_opd.method.transitions import join_rollouts, shares_of_updates, transitions
 from flow_opd.method.walk import Walks
 from flow_opd.protocols import Backbone, VelocityField
-from flow_opd.registry import Registry
 from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
 
 
@@ -26,10 +25,6 @@ class Correction(Protocol):
         ...
 
 
-CORRECTIONS: Registry[Correction] = Registry("correction")
-
-
-@CORRECTIONS.register("sampled-log-ratio")
 def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
     """Returns log pi_teacher(a) - log pi_student(a) of the action taken, plus the transition KL, [M].
 
@@ -49,7 +44,6 @@ def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next
     return dimensions * ratio + transition_kl(student, teacher)
 
 
-@CORRECTIONS.register("detached-state-kl")
 def detached_state_kl(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
     """Returns minus the transition KL at the state, [M]: a negative control that does not learn.
 

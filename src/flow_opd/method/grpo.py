@@ -11,7 +11,6 @@ from flow_opd.flow.advantages import NORMALIZATIONS
 from flow_opd.method.groups import GroupRollouts, GroupSampling
 from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
 from flow_opd.method.walk import Walks
-from flow_opd.method.walks import relative_weights
 from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
 from flow_opd.seeding import generator
 
@@ -67,11 +66,11 @@ def grpo(
         steps_of_round=partial(_steps_of_round, config, seed),
         drawn_from=range(*config.trained_range()),
         advantages=partial(
-            NORMALIZATIONS.get(config.reward_normalization),
+            NORMALIZATIONS[config.reward_normalization],
             round_spread=config.advantage_spread == "round",
         ),
         advantage_clip=config.advantage_clip,
-        state_weights=relative_weights(config.state_weights, config.sampling.noise_level),
+        state_weights=config.state_weights.build(config.sampling.noise_level),
         updates_per_round=config.updates_per_round,
     )
     clip_range, kl_weight = config.clip_range, config.kl_weight

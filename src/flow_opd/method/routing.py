@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flow_opd.errors import DataError, explain, nearest
+from flow_opd.errors import ConfigError, DataError, explain, nearest
 from flow_opd.method.joint import FieldShare, joint_velocities
 from flow_opd.protocols import Router, VelocityField
 from flow_opd.types import Conditioning, Prompt
@@ -155,14 +155,31 @@ class RoutedTeachers:
     """
 
     def __init__(self, teachers: Mapping[str, TeacherField], router: Router) -> None:
-        """Joins teachers and router; the router's names must be keys of `teachers`."""
-        assert set(router.teachers) <= set(teachers), (router.teachers, list(teachers))
+        """Joins teachers and router.
+
+        Raises:
+            ConfigError: if the router names a teacher that is none.
+        """
+        unknown = [name for name in router.teachers if name not in teachers]
+        if unknown:
+            fix = "let its `teachers` name those of the training"
+            raise ConfigError(
+                "a router of other teachers", value=unknown, allowed=", ".join(teachers), fix=fix
+            )
         self.teachers = teachers
         self.router = router
 
     def shares(self, conditioning: Conditioning) -> list[FieldShare]:
         """Returns the routed target as a sum over fields; teachers without a row are there, too."""
         alpha = self.router.weights(conditioning)
+        expected = (len(conditioning.tasks), len(self.router.teachers))
+        if tuple(alpha.shape) != expected:
+            raise ConfigError(
+                "a router whose weights fit no teacher",
+                value=f"shape {list(alpha.shape)}",
+                allowed=f"{list(expected)}: a row for each prompt, a column for each teacher",
+                fix="correct its method `weights`",
+            )
         shares: list[FieldShare] = []
         for column, name in enumerate(self.router.teachers):
             rows = torch.nonzero(alpha[:, column]).flatten()

@@ -16,13 +16,12 @@ from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
-from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import CutMergeSettings, MergeMethodSpec
+from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.plan import TrainingSettings
-from flow_opd.config.state_weights import weighted_states
+from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import steps_with_density
 
@@ -63,8 +62,8 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     """
     rows, steps = settings.prompts_per_round, settings.sampling.num_steps
     updates = settings.updates_per_round()
-    if isinstance(settings.objective, DirectKLSettings):
-        weighted = weighted_states(settings.state_weights, steps)
+    if not settings.objective.by_policy_gradient:
+        weighted = settings.state_weights.weighted(steps)
         work = Work(student=rows * weighted, teacher=rows * weighted, rollout=rows * (steps - weighted))
     else:
         trained = rows * _steps_with_density(settings.sampling)
@@ -134,12 +133,12 @@ def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> 
     return sum(shares[task] for task in same) / sum(shares.values())
 
 
-def _steps_with_density(sampling: common.SamplingSettings) -> int:
+def _steps_with_density(sampling: SamplingSettings) -> int:
     grid = torch.linspace(1, 0, sampling.num_steps + 1)  # which steps have a density, any grid can tell
     schedule = make_schedule(
         grid, noise_level=sampling.noise_level, stochastic_steps=sampling.stochastic_range()
     )
-    return len(steps_with_density(schedule, DYNAMICS.get(sampling.dynamics)))
+    return len(steps_with_density(schedule, sampling.dynamics.build()))
 
 
 def _forms(
@@ -177,13 +176,10 @@ def _forms(
     return found, (note,)
 
 
-def _form_of_merge(method: MergeMethodSpec, merged: Sequence[LoraForm]) -> LoraForm:
+def _form_of_merge(method: MergeMethodSettings, merged: Sequence[LoraForm]) -> LoraForm:
     targets = tuple(dict.fromkeys(target for form in merged for target in form.target_modules))
-    if isinstance(method, CutMergeSettings):
-        return LoraForm(method.rank, method.alpha or 2.0 * method.rank, targets)
-    ranks = [form.rank for form in merged]
-    rank = max(ranks) if method.name == "factor-average" else sum(ranks)
-    return LoraForm(rank, 2.0 * rank, targets)
+    rank = method.rank_of([form.rank for form in merged])
+    return LoraForm(rank, method.alpha_of(rank), targets)
 
 
 def _form(adapter: str) -> LoraForm | None:

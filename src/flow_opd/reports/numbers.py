@@ -57,7 +57,7 @@ def images_per_prompt(seeds: Mapping[str, tuple[int, ...]]) -> str:
 def best_rows(results: Results) -> dict[str, str]:
     """Returns metric (or "average") -> the row with the highest mean, where two rows or more have one."""
     best = {}
-    for metric in [*(one.name for one in results.averaged), "average"]:
+    for metric in [*(one.name for one in results.columns), "average"]:
         measured = [(cell.mean, row.name) for row in results.rows if (cell := cell_of(row, metric))]
         if len(measured) > 1:
             best[metric] = max(measured)[1]

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.rewards import GenEvalSettings
 from flow_opd.errors import RewardError, nearest
-from flow_opd.rewards.detectors import Detection, Detector, by_class
+from flow_opd.rewards.colors import ColorClassifier
+from flow_opd.rewards.detectors import Detection, Detector, PaletteDetector, by_class
 from flow_opd.rewards.images import check_pairs, to_pixels
+from flow_opd.rewards.segmentation import Mask2FormerDetector
 from flow_opd.types import Prompt, RewardScores
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -218,4 +222,27 @@ def _malformed(prompt: Prompt, key: str, value: object, allowed: str, hint: str 
         value=value,
         allowed=allowed,
         fix="correct the metadata of this prompt" + (f".{hint}" if hint else ""),
+    )
+
+
+def build(settings: GenEvalSettings, device: torch.device | str) -> GenEvalReward:
+    """Returns the reward that settings describe."""
+    clamped = settings.training_score == "continuous"
+    if settings.palette is not None:
+        return GenEvalReward(PaletteDetector(locate(settings.palette, key="palette")), clamped=clamped)
+    assert settings.detector is not None, settings
+    assert settings.colors is not None, settings
+    detector = Mask2FormerDetector(
+        locate_model(settings.detector, key="detector"),
+        ColorClassifier(locate_model(settings.colors, key="colors"), device=device),
+        floor=min(settings.threshold, settings.counting_threshold),
+        side=settings.side,
+        device=device,
+        batch_size=settings.batch_size,
+    )
+    return GenEvalReward(
+        detector,
+        threshold=settings.threshold,
+        counting_threshold=settings.counting_threshold,
+        clamped=clamped,
     )

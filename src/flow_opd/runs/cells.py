@@ -14,7 +14,7 @@ from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import TRAINING
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
-from flow_opd.runs.identity import content, reward_files
+from flow_opd.runs.identity import content, rewards_identity
 
 ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
 
@@ -47,8 +47,8 @@ class Cells:
         self.processes = processes
         self.seconds_kept = 0.0  # what the cells that were taken over had once cost
         base = Path(locate_model(settings.base.path, key="base.path"))
-        files = [*sorted(base.rglob("*.safetensors")), *reward_files(settings.rewards)]
-        self._judges = [digest for file in files for digest in content(file)]
+        self._weights = [digest for file in sorted(base.rglob("*.safetensors")) for digest in content(file)]
+        self._judges = rewards_identity(settings.rewards, but=TRAINING)
 
     def scores(self, row: str, domain: str, work: Callable[[], ScoreTable]) -> ScoreTable:
         """Returns the scores of a cell, from its file or else from `work`."""
@@ -72,15 +72,12 @@ class Cells:
         spec = settings.rows[row]
         parts = {
             "base": settings.base.model_dump(mode="json", exclude={"offline"}),
+            "weights": self._weights,
             "judges": self._judges,
             "adapter": self.adapters[row],
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
-            "rewards": [
-                reward.model_dump(mode="json", exclude={*TRAINING, "batch_size"})
-                for reward in settings.rewards
-            ],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds_of(domain)],
         }

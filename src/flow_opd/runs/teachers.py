@@ -8,11 +8,16 @@ from typing import Any
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import AnchorSettings, DistillSettings
-from flow_opd.config.teachers import RESERVED_NAMES, RoutedTeacherSettings
+from flow_opd.config.teachers import (
+    RESERVED_NAMES,
+    RoutedTeacherSettings,
+    RouterSettings,
+    TaskRouterSettings,
+)
 from flow_opd.errors import ConfigError
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies
-from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
+from flow_opd.method.routing import RoutedTeachers, TeacherField
 from flow_opd.protocols import PromptEncoder, Router, VelocityField
 from flow_opd.runs.base import Base
 from flow_opd.runs.identity import part_identity
@@ -92,7 +97,7 @@ class Experts:
         *,
         guidance_scale: float,
         encoder: PromptEncoder,
-        router: Router | None = None,
+        router: Router | RouterSettings | None = None,
     ) -> None:
         """Puts the teachers' adapters on the base.
 
@@ -101,7 +106,7 @@ class Experts:
             teachers: name -> teacher; an expert alone answers for the task of its name.
             guidance_scale: of those that name none.
             encoder: encodes the empty prompt of guidance.
-            router: another than the one that gives each task to its teacher.
+            router: says which teachers answer for a prompt, or names who does; None: that of its task.
 
         Raises:
             ConfigError: if there are none, a name is reserved or a task has two teachers.
@@ -116,8 +121,11 @@ class Experts:
             scale = self._scale(each)
             self._experts[name], field = self._field(name, each.expert, scale)
             fields[name] = TeacherField(field, base.policy(None, scale, encoder=encoder), each.extrapolation)
-        self.routed = RoutedTeachers(fields, router or HardRouter(self.teacher_of_task))
-        self._router = router
+        router = TaskRouterSettings() if router is None else router
+        self.by_task = isinstance(router, TaskRouterSettings)
+        self._router = None if isinstance(router, RouterSettings) else router
+        own = router.build(self.teacher_of_task) if isinstance(router, RouterSettings) else router
+        self.routed = RoutedTeachers(fields, own)
 
     def policies(self, student: str, anchor: Anchor | None, *, default_share: float) -> OPDPolicies:
         """Returns all fields that take part in a distillation.
@@ -153,7 +161,7 @@ class Experts:
             shared = isinstance(anchor.expert, str) and anchor.expert in self.teachers
             who = anchor.expert if shared else self._identity(anchor.expert)
             known = [who, anchor.weight, anchor.share, anchor.guidance_scale]
-        router = None if self._router is None else part_identity(self._router)
+        router = None if self._router is None else part_identity(self._router)  # else the settings know it
         return {"teachers": teachers, "anchor": known, "router": router}
 
     def _identity(self, expert: Expert) -> Any:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.config.common import SamplingSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.objectives import PolicyGradientSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
-from flow_opd.config.state_weights import NamedStateWeights
+from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.state_weights import TransitionWeightsSettings, VelocityWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.method.grpo import grpo
@@ -123,7 +124,7 @@ def _distillation(
 ) -> tuple[BatchSource, Objective]:
     """Returns a round of one micro-batch whose rows all ask the costliest teacher."""
     objective = settings.objective
-    if not isinstance(objective, DirectKLSettings):
+    if isinstance(objective, PolicyGradientSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
     anchor = settings.anchor and settings.anchor.model_copy(update={"share": 1.0})  # it may be all of them
     small = settings.model_copy(
@@ -146,7 +147,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
             "shared_start": False,  # every row of the micro-batch is to be computed
             "trained_steps": "stochastic",
             "steps_per_round": None,
-            "state_weights": NamedStateWeights(name="transition"),  # own ones are for more steps
+            "state_weights": TransitionWeightsSettings(),  # own ones are for more steps
             "updates_per_round": 1,
             "micro_batch_size": rows,
         }
@@ -190,7 +191,7 @@ def _walks(
         model.backbone,
         groups,
         sampling,
-        weights=NamedStateWeights(name="velocity"),
+        weights=VelocityWeightsSettings(),
         seed=0,
         micro_batch_size=micro_batch_size,
         processes=ALONE,
