@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from calls import process_as_it_was
 from tiny import Tiny
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_test_leaves_the_next_alone() -> Iterator[None]:
+    """Commands called in this process leave it as they found it."""
+    with process_as_it_was():
+        yield
 
 
 @pytest.fixture

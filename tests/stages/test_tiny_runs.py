@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,44 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from calls import refused, succeeds
 from flow_opd.config.locations import asset_folder
 from flow_opd.rewards.quality_net import QualityNet
 
-pytestmark = pytest.mark.xdist_group("stages")
-ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 FILES = [
     f"{{path: asset:prompts/train/{domain}.jsonl, limit: 4}}"
     for domain in ("composition", "text", "preference", "quality")
 ]
 SHORT_WALK = ["--set", "sampling.num_steps=3", "--set", "sampling.stochastic_steps=[0, 1]"]
-
-
-def flow_opd(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flow_opd", *words],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=cwd,
-        timeout=300,
-        check=False,
-    )
-
-
-def succeeds(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    result = flow_opd(*words, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def refused(*words: str, cwd: Path) -> str:
-    """Runs a command that must end with exit code 2 and a message in four parts; returns the message."""
-    result = flow_opd(*words, cwd=cwd)
-    assert result.returncode == 2, (result.returncode, result.stderr[-2000:])
-    assert "Traceback" not in result.stderr
-    assert "Allowed:" in result.stderr
-    assert "To fix:" in result.stderr
-    return result.stderr
 
 
 def test_teacher_trains_and_resumes(tmp_path: Path) -> None:
@@ -343,25 +313,23 @@ def test_generate_draws_the_same_picture_for_the_same_seed(tmp_path: Path) -> No
 
 
 def test_nothing_asks_the_network(tmp_path: Path) -> None:
-    """The whole command line with sockets that raise; the control shows that they do."""
-    cut_off = (
-        "import socket, sys\n"
+    """A whole process, imports included, with sockets that raise; the control shows that they do."""
+    words = ["generate", "a red circle", "--adapter", "asset:teachers/text", "--set", "num_steps=1"]
+    code = (
+        "import socket, sys, urllib.request\n"
         "def refuse(*_): raise SystemExit('the network was asked')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "try:\n"
+        "    urllib.request.urlopen('http://localhost:9')\n"
+        "except SystemExit:\n"
+        "    print('sockets raise')\n"
+        f"sys.argv = ['flow-opd', *{words!r}]\nfrom flow_opd.cli import main\nmain()"
     )
-    words = ["generate", "a red circle", "--adapter", "asset:teachers/text", "--set", "num_steps=1"]
-    run = cut_off + f"sys.argv = ['flow-opd', *{words!r}]\nfrom flow_opd.cli import main\nmain()"
-    control = cut_off + "import urllib.request\nurllib.request.urlopen('http://localhost:9')"
-    for code, expected in ((run, 0), (control, 1)):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == expected, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sockets raise" in done.stdout
 
 
 def test_build_goes_through_every_part(tmp_path: Path) -> None:
