@@ -42,7 +42,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/.installed-docs  ## The documentation as HTML, links checked: build/docs/index.html.
 	$(BIN)/python docs/site/make.py

@@ -1,4 +1,4 @@
-"""flow-opd's commands, called in this process: what a user types, without the seconds a process takes to start.
+"""flow-opd's commands, called in this process: what a user types, without the seconds that a start takes.
 
 What a command leaves behind in a process that ends with it is put back by the fixture in conftest.py.
 """

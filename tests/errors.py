@@ -11,7 +11,9 @@ import pytest
 from flow_opd.errors import FlowOPDError
 
 # The only place that knows how the parts are put together; a file with several mistakes gives several lines.
-PARTS = re.compile(r"^(?P<what>.*\S): (?P<value>.+)\. Allowed: (?P<allowed>.+)\. To fix: (?P<fix>.+)[.?]$", re.M)
+PARTS = re.compile(
+    r"^(?P<what>.*\S): (?P<value>.+)\. Allowed: (?P<allowed>.+)\. To fix: (?P<fix>.+)[.?]$", re.M
+)
 ANY = object()
 
 

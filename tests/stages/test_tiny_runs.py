@@ -16,6 +16,7 @@ from calls import refused, succeeds
 from flow_opd.config.locations import asset_folder
 from flow_opd.rewards.quality_net import QualityNet
 
+pytestmark = pytest.mark.slow
 FILES = [
     f"{{path: asset:prompts/train/{domain}.jsonl, limit: 4}}"
     for domain in ("composition", "text", "preference", "quality")
