@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from errors import assert_refused
+from errors import ANY, assert_refused
 from flow_opd.cli import app
 
 SHELL = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -51,11 +51,11 @@ def succeeds(*words: str, cwd: Path | None = None) -> Done:
     return done
 
 
-def refused(*words: str, cwd: Path | None = None) -> str:
+def refused(*words: str, cwd: Path | None = None, value: object = ANY, names: Iterable[str] = ()) -> str:
     """Runs a command that must end with exit code 2 and a message in four parts; returns the message."""
     done = flow_opd(*words, cwd=cwd)
     assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
-    assert_refused(done.stderr)
+    assert_refused(done.stderr, value=value, names=names)
     return done.stderr
 
 

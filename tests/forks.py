@@ -56,11 +56,15 @@ class Fork:
 
     @property
     def out(self) -> str:
-        return (self.told / "out").read_text()
+        return self._said("out")
 
     @property
     def err(self) -> str:
-        return (self.told / "err").read_text()
+        return self._said("err")
+
+    def _said(self, name: str) -> str:
+        file = self.told / name
+        return file.read_text() if file.exists() else ""
 
 
 def fork(

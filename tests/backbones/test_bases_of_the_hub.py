@@ -91,6 +91,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(dict(zip(cases, told, strict=True)), given, address, afterwards)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(session: Session) -> None:
     told, given = session.told, session.given
     assert told["without T5"] == told["again, offline"] == told["with T5"] == [8]
@@ -102,6 +103,7 @@ def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(sessio
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
@@ -126,6 +128,7 @@ def test_a_refusal_of_the_hub_says_what_to_do(session: Session, case: str, parts
         assert part in message
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached(session: Session) -> None:
     told, cached = session.told_without_a_hub
     assert_refused(
