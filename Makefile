@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help install demo test lint types unit docs package package-check miniature table clean
+.PHONY: help install demo test test-fast lint types unit docs package package-check miniature table clean
 
 help:  ## Lists the commands.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,8 +41,14 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+# A file stays on one worker, which makes its fixtures once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 unit: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed-test  ## The tests that are fast, without lint and types: under a minute on two idle cores.
+	$(PYTEST) -m "not slow"
 
 docs: $(VENV)/.installed-docs  ## The documentation as HTML, links checked: build/docs/index.html.
 	$(BIN)/python docs/site/make.py

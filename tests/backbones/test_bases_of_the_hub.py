@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,50 @@ from fake_hub import serve_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from errors import assert_refused
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.errors import ConfigError
 from tiny_pipelines import tiny_sd3
 
 SCRIPT = Path(__file__).with_name("load_from_hub.py")
-UNROUTABLE = "http://127.0.0.1:9"
 
 
-def load_elsewhere(address: str, home: Path, cases: list[dict[str, Any]]) -> list[Any]:
-    """Returns what came of loading each base section in a process whose hub is at `address`."""
+@dataclass(frozen=True)
+class Session:
+    """What came of each case, the files that the hub gave out, and what came of two once it was gone."""
+
+    told: dict[str, Any]
+    given: list[str]
+    address: str
+    told_without_a_hub: list[Any]
+
+
+@contextmanager
+def loading_elsewhere(address: str, home: Path) -> Iterator[Callable[[list[dict[str, Any]]], list[Any]]]:
+    """Gives what loads bases in a process whose hub is at `address`, and returns what came of each."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps([{"max_sequence_length": 6, **case} for case in cases])],
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
         env={**kept, "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    told: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, said = process.stdin, process.stdout
+
+        def load(cases: list[dict[str, Any]]) -> list[Any]:
+            print(json.dumps([{"max_sequence_length": 6, **case} for case in cases]), file=asked, flush=True)
+            told: list[Any] = json.loads(said.readline())
+            return told
+
+        yield load
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str], Path]:
-    """What came of each case, the files that the hub gave out, and the home with the cache, filled."""
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     root = tmp_path_factory.mktemp("hub")
     tiny_sd3(t5=True).save_pretrained(root / "base")
     shutil.copytree(root / "base", root / "half")
@@ -64,13 +83,17 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     }
     refused = {"owner/gated": (401, "GatedRepo"), "owner/broken": (500, "")}
     repositories = {"owner/base": root / "base", "owner/half": root / "half"}
-    with serve_hub(repositories, refused) as (address, given):
-        told = load_elsewhere(address, root / "home", list(cases.values()))
-    return dict(zip(cases, told, strict=True)), given, root / "home"
+    with ExitStack() as stack:
+        with serve_hub(repositories, refused) as (address, given):
+            load = stack.enter_context(loading_elsewhere(address, root / "home"))
+            told = load(list(cases.values()))
+        afterwards = load([{"path": "owner/new"}, {"path": "owner/base"}])
+    return Session(dict(zip(cases, told, strict=True)), given, address, afterwards)
 
 
-def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(session: Any) -> None:
-    told, given, _ = session
+@pytest.mark.slow
+def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(session: Session) -> None:
+    told, given = session.told, session.given
     assert told["without T5"] == told["again, offline"] == told["with T5"] == [8]
     assert told["with T5, offline"] == [12]
     assert "base.offline forbids to ask the hub" in told["T5 offline"]  # it had not come along
@@ -80,6 +103,7 @@ def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(sessio
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
@@ -97,18 +121,19 @@ def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(sessio
         ("broken", ["answered with an error", "(Server error '500", "'owner/broken'", "try again later"]),
     ],
 )
-def test_a_refusal_of_the_hub_says_what_to_do(session: Any, case: str, parts: list[str]) -> None:
-    message = session[0][case]
+def test_a_refusal_of_the_hub_says_what_to_do(session: Session, case: str, parts: list[str]) -> None:
+    message = session.told[case]
     assert isinstance(message, str), message
     for part in [*parts, "Allowed: ", "To fix: "]:
         assert part in message
 
 
-def test_a_hub_that_cannot_be_reached(session: Any) -> None:
-    cases = [{"path": "owner/new"}, {"path": "owner/base"}]
-    told, cached = load_elsewhere(UNROUTABLE, session[2], cases)
-    assert f"the hub at {UNROUTABLE} cannot be reached for the base in 'base.path': 'owner/new'" in told
-    assert "check the network, its proxy (HTTPS_PROXY) and HF_ENDPOINT" in told
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached(session: Session) -> None:
+    told, cached = session.told_without_a_hub
+    assert_refused(
+        told, value="owner/new", names=[session.address, "'base.path'", "HTTPS_PROXY", "HF_ENDPOINT"]
+    )
     assert cached == [8]  # what was downloaded before needs no hub
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from card import SHARES, rate_of, run_section, tiny
+from card import SHARES, main, rate_of, run_section, tiny
 from card_sections import SECTIONS, Bench, NotHereError, Reading, measured, updates
 
-CARD = Path(__file__).parents[2] / "benchmarks" / "card.py"
+from forks import fork
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +21,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return tiny(torch.device("cpu"), tmp_path_factory.mktemp("card"), seconds=100.0)
 
 
+def run(*words: str) -> None:
+    sys.argv = ["card.py", *words]
+    main()
+
+
+@pytest.mark.slow
 def test_every_section_has_its_readings(tmp_path: Path) -> None:
     """Compiling takes minutes on a processor and is left out."""
     out = tmp_path / "card.json"
     words = ("--tiny", "--device", "cpu", "--skip", "compile", "--out", str(out), "--budget", "1200")
-    done = subprocess.run(
-        [sys.executable, str(CARD), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = fork(run, *words, told=tmp_path / "told")
+    assert done.ended() == 0, done.err
     result = json.loads(out.read_text())
     assert result["machine"]["device"] == "cpu"
     sections = result["sections"]
@@ -45,7 +42,7 @@ def test_every_section_has_its_readings(tmp_path: Path) -> None:
     counts = {"updates": 4, "guidance": 2, "switching": 3, "waiting": 0, "demo": 1}
     assert {name: len(section["readings"]) for name, section in sections.items()} == counts
     for name in sections:
-        assert f"\n{name}\n" in done.stdout
+        assert f"\n{name}\n" in done.out
 
 
 def test_twice_the_rows_are_twice_the_work(bench: Bench) -> None:

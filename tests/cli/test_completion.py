@@ -8,20 +8,17 @@ import sys
 
 import pytest
 
-SHELL = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
+from calls import flow_opd
 
 
 def completed(*words: str) -> list[str]:
     """Returns what bash would offer for the last of `words`."""
     environment = {
-        **SHELL,
         "_FLOW_OPD_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(("flow-opd", *words)),
         "COMP_CWORD": str(len(words)),
     }
-    result = subprocess.run(
-        [sys.executable, "-m", "flow_opd"], capture_output=True, text=True, env=environment, check=False
-    )
+    result = flow_opd(env=environment)
     assert result.stderr == ""
     return result.stdout.split()
 
@@ -45,11 +42,12 @@ def test_what_is_offered(words: list[str], offered: list[str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_of_a_shell_asks_this_command(shell: str) -> None:
+    """As a process: whether the shell is asked for is decided while typer is imported."""
     result = subprocess.run(
         [sys.executable, "-m", "flow_opd", "--show-completion", shell],
         capture_output=True,
         text=True,
-        env={**SHELL, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -57,10 +55,5 @@ def test_the_script_of_a_shell_asks_this_command(shell: str) -> None:
 
 
 def test_only_the_first_page_of_help_speaks_of_completion() -> None:
-    pages = [
-        subprocess.run(
-            [sys.executable, "-m", "flow_opd", *words, "--help"], capture_output=True, text=True, env=SHELL
-        )
-        for words in ([], ["distill"])
-    ]
+    pages = [flow_opd(*words, "--help") for words in ([], ["distill"])]
     assert [page.stdout.count("completion") for page in pages] == [2 + 2, 0]  # two options, two sentences

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +26,8 @@ from flow_opd.protocols import VelocityField
 from flow_opd.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt
+from forks import fork
 from tiny import PROMPTS, SHAPE, SIGN, GaussianFlow, PlainPrompts, Recorder, SmallNet, Tiny, unconditional
-
-TESTS = Path(__file__).parents[1]
 
 
 def samples_in(folder: Path) -> TeacherImages:
@@ -116,28 +113,21 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path: Path, tiny: Tiny, damage:
     assert {file for file in after if after[file] != before[file]} == {broken}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, sys.argv[2])
-torch.set_num_threads(1)
-from flow_opd.method.teacher_images import TeacherImages
-from tiny import PROMPTS, Tiny
-told = []
-def on_images(count):
-    told.append(count)
-    if told == [0, 3, 5, 8, 10]:  # the second shard has been drawn, and not yet written
-        os.kill(os.getpid(), signal.SIGKILL)
-samples = TeacherImages(Path(sys.argv[1]), "tiny", PROMPTS, images_per_prompt=3, shard_size=5)
-samples.fill(Tiny().drawing(), on_images=on_images)
-"""
+def killed_while_drawing(folder: Path) -> None:
+    told: list[int] = []
+
+    def on_images(count: int) -> None:
+        told.append(count)
+        if told == [0, 3, 5, 8, 10]:  # the second shard has been drawn, and not yet written
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    samples_in(folder).fill(Tiny().drawing(), on_images=on_images)
 
 
+@pytest.mark.slow
 def test_a_kill_while_drawing_loses_the_unfinished_shard_alone(tmp_path: Path, tiny: Tiny) -> None:
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(TESTS)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    life = fork(killed_while_drawing, tmp_path / "killed", told=tmp_path / "told")
+    assert life.ended() == -signal.SIGKILL, life.err
     (first,) = shards(tmp_path / "killed")
     written = first.stat().st_mtime_ns
     leftover = tmp_path / "killed/tiny/.tmp-cut"

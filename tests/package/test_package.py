@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("package")  # it is built once
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -25,7 +25,7 @@ from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("plan-sd35m")  # its plan is made once
+pytestmark = pytest.mark.slow
 
 WIDTH, LAYERS, DUAL = 1536, 24, 13
 IMAGE = (512 // 8 // 2) ** 2  # tokens: 8 pixels a latent, 2 x 2 latents a token

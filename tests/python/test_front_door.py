@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import flow_opd
-from flow_opd.config.common import TrainingComputeSettings
+from flow_opd.config.common import CheckpointSettings, TrainingComputeSettings
 from flow_opd.runs.base import Base
 from flow_opd.runs.identity import part_identity
 from flow_opd.stages import distill
+from forks import fork, wait_until
 
 SAMPLING = flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0)
 CONFIG = flow_opd.DistillConfig(prompts_per_round=2, sampling=SAMPLING)
@@ -53,6 +54,7 @@ def test_the_door_opens_at_once_and_without_torch() -> None:
     assert best < 0.3
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_and_nothing_is_said() -> None:
     found = run("import flow_opd; [getattr(flow_opd, name) for name in flow_opd.__all__]")
     assert (found.stdout, found.stderr) == ("", "")
@@ -128,22 +130,17 @@ def test_a_data_frame_or_plain_rows(base: Base) -> None:
     assert "base  brightness" in str(table)
 
 
-INTERRUPTED = """
-import sys, flow_opd
-base = flow_opd.load_base("asset:base")
-config = flow_opd.DistillConfig(
-    prompts_per_round=2, sampling=flow_opd.SamplingSettings(num_steps=2, guidance_scale=1.0),
-    checkpoint={"every_minutes": 1000.0},
-)
-teachers = {"quality": flow_opd.load_adapter("asset:teachers/quality")}
-prompts = [flow_opd.Prompt("a red circle", "quality")]
-training = flow_opd.distill(base, teachers, prompts, config, rounds=int(sys.argv[2]), folder=sys.argv[1])
-try:
-    for metrics in training:
-        print("round", training.round, flush=True)
-except KeyboardInterrupt:
-    print("stopped", training.round, training.adapter.rank, flush=True)
-"""
+def trained_until_interrupted(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
+    base = flow_opd.load_base("asset:base")
+    config = CONFIG.model_copy(update={"checkpoint": CheckpointSettings(every_minutes=1000.0)})
+    teachers = {"quality": flow_opd.load_adapter("asset:teachers/quality")}
+    training = flow_opd.distill(base, teachers, PROMPTS, config, rounds=100_000, folder=folder)
+    try:
+        for _ in training:
+            print("round", training.round, flush=True)
+    except KeyboardInterrupt:
+        print("stopped", training.round, training.adapter.rank, flush=True)
 
 
 def test_who_breaks_off_can_go_on_elsewhere(
@@ -263,6 +260,8 @@ def test_an_interrupt_in_the_last_round_leaves_the_adapter(
     training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, folder=tmp_path)
     step = training.trainer.optimizer.step
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
+
     def pressed() -> None:
         step()
         os.kill(os.getpid(), signal.SIGINT)
@@ -275,20 +274,15 @@ def test_an_interrupt_in_the_last_round_leaves_the_adapter(
     assert flow_opd.load_adapter(tmp_path).digest() == training.adapter.digest()
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_checkpoint_and_usable_objects(tmp_path: Path) -> None:
     """No checkpoint is due for hours, and yet there is one of the round at which it was stopped."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), "100000"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert process.stdout is not None
-    while "round 2" not in process.stdout.readline():
-        pass
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[0].splitlines()
+    life = fork(trained_until_interrupted, tmp_path / "run", told=tmp_path / "told")
+    wait_until(lambda: "round 2" in life.out)
+    assert life.process.pid is not None
+    os.kill(life.process.pid, signal.SIGINT)
+    assert life.ended() == 0, life.err
+    rest = life.out.splitlines()
     assert rest[-1].startswith("stopped ")
     done = int(rest[-1].split()[1])
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == [f"round-{done:07d}"]

@@ -12,10 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.xdist_group("stages")
+from calls import succeeds
+from errors import assert_refused
+from flow_opd.cli import main
+from forks import fork_several
+
+pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 DEMO = [
-    *("-m", "flow_opd", "demo", "--set", "distill.run.rounds=2", "--set", "distill.prompts_per_round=6"),
+    *("demo", "--set", "distill.run.rounds=2", "--set", "distill.prompts_per_round=6"),
     *("--set", "distill.micro_batch_size=2", "--set", "distill.sampling.num_steps=3"),
     *("--set", "distill.sampling.stochastic_steps=[0, 1]", "--set", "distill.compute.device=cpu"),
     *(
@@ -35,30 +40,35 @@ DEMO = [
 ]
 
 
-def run(folder: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
-    """Runs the short demo, in which both halves look up prompts that were encoded beforehand."""
+def words(folder: Path) -> list[str]:
+    """Returns the command of the short demo, in which both halves look up prompts encoded beforehand."""
     cache = folder.with_name(f"{folder.name}-embeddings")
     embeddings = [
         word
         for part in ("distill", "evaluate")
         for word in ("--set", f"{part}.embeddings={{folder: '{cache}', batch_size: 8, shard_size: 64}}")
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return [*DEMO, *embeddings, "--out", str(folder)]
+
+
+def command(*words: str) -> None:
+    """Runs `flow-opd WORDS`, to its exit code."""
+    sys.argv = ["flow-opd", *words]
+    main()
+
+
+def test_two_launched_processes_leave_what_one_leaves(tmp_path: Path) -> None:
+    """By the launcher itself, and from the first line of each process on."""
+    succeeds(*words(tmp_path / "one"))
     done = subprocess.run(
-        [sys.executable, *launcher, *DEMO, *embeddings, "--out", str(folder)],
+        [sys.executable, *TORCHRUN, "-m", "flow_opd", *words(tmp_path / "two")],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-def test_two_launched_processes_leave_what_one_leaves(tmp_path: Path) -> None:
-    run(tmp_path / "one")
-    done = run(tmp_path / "two", *TORCHRUN)
     assert done.stdout.count("report:") == done.stdout.count("done ") == 1, "only the main process speaks"
     one, two = ({path.relative_to(f) for path in f.rglob("*")} for f in (tmp_path / "one", tmp_path / "two"))
     assert one == two
@@ -81,17 +91,9 @@ def test_two_launched_processes_leave_what_one_leaves(tmp_path: Path) -> None:
 
 
 def test_more_processes_than_trajectories_are_refused(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    words = ["-m", "flow_opd", "distill", "asset:configs/distill.yaml", "--set", "compute.device=cpu"]
-    shard = ["--set", "prompts_per_round=5", "--set", "compute.shard_base=true", "--out", str(tmp_path / "x")]
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, *words, *shard],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "unequal shares of an update" in done.stderr
-    assert "change prompts_per_round" in done.stderr
+    words = ("distill", "asset:configs/distill.yaml", "--set", "compute.device=cpu")
+    shard = ("--set", "prompts_per_round=5", "--set", "compute.shard_base=true", "--out", str(tmp_path / "x"))
+    for process in fork_several(2, command, *words, *shard, told=tmp_path / "told"):
+        assert process.ended() == 2, process.err
+        assert_refused(process.err, names=["prompts_per_round", "compute.shard_base"])
     assert not (tmp_path / "x").exists()

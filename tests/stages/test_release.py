@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -88,18 +89,17 @@ def test_the_lines_of_the_card_run(here: Path) -> None:
     (lines,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
     assert len(lines.splitlines()) == 7  # five that load, one that finds the package's base, one that draws
     draw = lines.splitlines()[-1]
-    code = [
-        lines.replace(draw, ""),
-        "import torch, numpy as np",
-        f"torch.manual_seed(0)\n{draw}\nwith_adapter = np.asarray(image, dtype=float)",
-        f"torch.manual_seed(0)\nwith pipe.transformer.disable_adapter():\n    {draw}",
-        "assert with_adapter.shape == (32, 32, 3)",
-        "assert np.abs(with_adapter - np.asarray(image, dtype=float)).max() > 3, 'no effect'",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, cwd=here, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(lines.replace(draw, ""), names)
+        torch.manual_seed(0)
+        exec(draw, names)
+        with_adapter = np.asarray(names["image"], dtype=float)
+        torch.manual_seed(0)
+        with names["pipe"].transformer.disable_adapter():
+            exec(draw, names)
+    assert with_adapter.shape == (32, 32, 3)
+    assert np.abs(with_adapter - np.asarray(names["image"], dtype=float)).max() > 3, "no effect"
 
 
 def test_teachers_that_are_not_here_are_unknown(here: Path) -> None:

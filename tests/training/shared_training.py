@@ -1,7 +1,4 @@
-"""Trains a tiny student in one of several processes: `python shared_training.py ALGORITHM FOLDER ROUNDS`.
-
-The environment says which process this is, as torchrun and accelerate do (RANK, WORLD_SIZE, ...).
-"""
+"""Trainings of a tiny student that run in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from pathlib import Path
 
 import typer
 from torch.distributed.tensor import DTensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.common import ComputeSettings
@@ -22,8 +17,27 @@ from flow_opd.training.progress import MetricsLog
 from tiny import Tiny, tiny_trainer
 
 
-def main(algorithm: str, folder: Path, rounds: int, shard: bool = False, checkpointing: bool = False) -> None:
-    """Resumes, or begins, and trains to the end."""
+def train(algorithm: str, folder: Path, rounds: int) -> None:
+    """Resumes, or begins, and trains to the end, alone."""
+    trainer = tiny_trainer(Tiny(), algorithm, folder, rounds=rounds)
+    trainer.resume()
+    trainer.callbacks.append(MetricsLog(folder / "metrics.jsonl", resume_step=trainer.progress.step))
+    trainer.run()
+
+
+def share(*words: str) -> None:
+    """Runs `share_training` with these words, as a program that ends with an exit code."""
+    sys.argv = ["share", *words]
+    typer.run(share_training)
+
+
+def share_training(
+    algorithm: str, folder: Path, rounds: int, shard: bool = False, checkpointing: bool = False
+) -> None:
+    """Resumes, or begins, and trains to the end, as one of the processes that the environment tells of.
+
+    It tells so as torchrun and accelerate do (RANK, WORLD_SIZE, ...).
+    """
     with user_errors():
         processes = join_processes(ComputeSettings(device="cpu"))
         tiny = Tiny(lockstep=shard)
@@ -44,7 +58,3 @@ def main(algorithm: str, folder: Path, rounds: int, shard: bool = False, checkpo
             for one in tiny.backbone.transformer.parameters()
         )
         print("processes", processes.count, "held", held)
-
-
-if __name__ == "__main__":
-    typer.run(main)

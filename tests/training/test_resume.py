@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import random
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared_training import train
 
 from flow_opd.errors import CheckpointError
 from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import Trainer
+from forks import Fork, fork
 from tiny import Tiny, read_steps, tiny_trainer
 
 KINDS = ("parameters", "optimizer", "average")
@@ -102,23 +104,36 @@ def test_another_training_is_refused(tmp_path: Path) -> None:
         fewer.resume()
 
 
-def test_real_processes_killed_at_random_moments_end_bit_identical(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("killed_training.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rounds, kills = 12, 5
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(rounds), str(kills)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    killed = json.loads(done.stdout.splitlines()[-1])
-    for algorithm, updates in (("opd", 1), ("grpo", 2)):
-        home = tmp_path / algorithm
-        check_same_end(home / "whole", home / "killed", rounds, updates)
-        assert len(killed[algorithm]) >= 2, f"too few lives were killed: {killed}"
-        left = sorted(path.name for path in (home / "killed" / "checkpoints").iterdir())
-        assert left == [f"round-{rounds - 1:07d}", f"round-{rounds:07d}"]
+def steps_logged(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def kill_at_random(life: Fork, folder: Path, draw: random.Random) -> bool:
+    """Kills a life after a few steps, in the middle of something; says whether it was still alive."""
+    aim = steps_logged(folder) + draw.randint(0, 3)
+    while steps_logged(folder) < aim and life.process.exitcode is None:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.1))
+    life.process.kill()
+    return life.ended() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "updates"), [("opd", 1), ("grpo", 2)])
+def test_real_processes_killed_at_random_moments_end_bit_identical(
+    tmp_path: Path, algorithm: str, updates: int
+) -> None:
+    rounds, kills, draw = 12, 5, random.Random()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert fork(train, algorithm, whole, rounds, told=tmp_path / "of whole").ended() == 0
+    cut_off = 0
+    for index in range(kills):
+        life = fork(train, algorithm, killed, rounds, told=tmp_path / f"of life {index}")
+        cut_off += kill_at_random(life, killed, draw)
+    assert cut_off >= 2, "too few lives were killed"
+    last = fork(train, algorithm, killed, rounds, told=tmp_path / "of the last")
+    assert last.ended() == 0, last.err
+    check_same_end(whole, killed, rounds, updates)
+    left = sorted(path.name for path in (killed / "checkpoints").iterdir())
+    assert left == [f"round-{rounds - 1:07d}", f"round-{rounds:07d}"]
