@@ -14,7 +14,7 @@ class ExactMergeSettings(Settings):
     """Stacked factors: nothing is lost, and the rank is the sum of the ranks."""
 
     name: Literal["mean", "weighted"]
-    """'mean' weighs all adapters alike, 'weighted' by their given weights."""
+    """'mean' weights all adapters equally, 'weighted' by their given weights."""
 
 
 class FactorAverageSettings(Settings):
@@ -92,7 +92,7 @@ class MergeSettings(Settings):
     """'mean', 'weighted', 'svd', 'ties', 'dare' or 'factor-average'; a word, or a section with its name."""
 
     def weights(self) -> tuple[float, ...] | None:
-        """Returns the weights of the adapters, or None if all weigh alike."""
+        """Returns the weights of the adapters, or None if all weigh the same."""
         given = tuple(each.weight for each in self.adapters if each.weight is not None)
         return given or None
 
@@ -148,7 +148,7 @@ class ColdStartSettings(Settings):
 
 
 def lora_problems(lora: LoraSettings | None, start: ColdStartSettings | None) -> list[Problem]:
-    """Returns what is wrong with a form for a fresh adapter beside a start that is none."""
+    """Returns what is wrong with LoRA settings for a fresh adapter where a cold start brings an adapter."""
     if lora is None or start is None:
         return []
     fix = "remove 'lora'; say the rank in cold_start.merge"

@@ -15,9 +15,9 @@ class NamedStateWeights(Settings):
     """Weights that need no settings of their own."""
 
     name: Literal["velocity", "transition", "sde", "x0"]
-    """'velocity': a gap in velocity counts the same at every state; 'transition': the KL of the step as it is
-    walked, where a deterministic step counts dsigma^2 / 2; 'sde': the KL of Flow-GRPO's SDE with noise in
-    every step, however it is walked; 'x0': a gap in the predicted image counts the same."""
+    """'velocity': an error in velocity counts the same at every state; 'transition': the KL of the step as it
+    is sampled, where a deterministic step counts dsigma^2 / 2; 'sde': the KL of Flow-GRPO's SDE with noise in
+    every step, however it is sampled; 'x0': an error in the predicted x0 counts the same."""
 
 
 class CustomStateWeights(Settings):
@@ -26,8 +26,8 @@ class CustomStateWeights(Settings):
     name: Literal["custom"]
     """Which weights these are."""
     values: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
-    """One for each step, relative to each other. By the direct KL a state of weight 0 asks neither teacher
-    nor anchor; Flow-GRPO takes no 0 at a step that it trains."""
+    """One for each step, relative to each other. With the direct KL neither teacher nor anchor is evaluated
+    at a state of weight 0; Flow-GRPO takes no 0 at a step that it trains."""
 
     @model_validator(mode="after")
     def _something_counts(self) -> CustomStateWeights:
