@@ -91,7 +91,7 @@ class Trainer:
             settings: length, optimizer, average, checkpoints.
             folder: the run folder; checkpoints go below it. None keeps none.
             identity: fingerprint of everything that a checkpoint must agree with.
-            callbacks: watchers; only the main process tells them anything.
+            callbacks: called after each step, by the main process only.
             processes: who shares the rows of an update; the main one alone writes checkpoints.
         """
         self.parameters = dict(parameters)
