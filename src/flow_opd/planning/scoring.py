@@ -92,7 +92,7 @@ def _scoring(spec: RewardSpec, rows: int, image_size: int) -> Scoring:
 
 
 def _read(network: nn.Module, forward: Callable[[], object], images: int) -> Scoring:
-    """Returns the reading of one forward pass over `images` images; the network is on the meta device."""
+    """Returns the measurement of one forward pass over `images` images; the network is on the meta device."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         meter = Meter([*network.parameters(), *network.buffers()])

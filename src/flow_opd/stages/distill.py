@@ -89,7 +89,7 @@ def distill(
 
     Args:
         base: the frozen pipeline, to which the adapters are added.
-        teachers: name -> teacher; an adapter or velocity field alone answers for the task of its name.
+        teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: of the teachers' tasks.
         config: objective, walk, rounds, optimizer; None takes the defaults.
         rounds: of the whole training.
@@ -97,7 +97,7 @@ def distill(
         anchor: the quality expert on all prompts; an adapter, field or teacher's name alone has lambda .02.
         objective: how far the student's velocities are from a target's, (student, target, batch) -> [M];
             None: the squared distance, or what `config` says.
-        router: which teachers answer for a prompt, in which parts; None asks the task's own one.
+        router: weights of the teachers for a prompt; None takes the task's own teacher.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
         folder: the run folder, for checkpoints, a log and in the end the adapter; None keeps nothing.
