@@ -20,7 +20,7 @@ POSITION_AXES = 3  # of a token: unused, row, column
 
 
 class FluxBackbone(DiffusersBackbone):
-    """A `FluxPipeline` that speaks sigma, velocity and x0.
+    """A `FluxPipeline` with the interface of sigma, velocity and x0.
 
     Latents keep their shape [B, C, H, W] everywhere; the transformer's tokens, 2x2 latent pixels each, are
     made inside of `velocity`. Guidance of a policy is true classifier-free guidance with the empty

@@ -30,7 +30,7 @@ class Scoring:
     parameters: int = 0
     bytes: int = 0  # of the networks, which stay on the card in float32
     flops: float = 0.0  # of one image, in float32
-    peak: int = 0  # bytes that come and go while a micro-batch is scored, at the worst moment
+    peak: int = 0  # temporary bytes while a micro-batch is scored, at the peak
     cpu_seconds: float = 0.0  # of one image on one core, while the card waits
     notes: tuple[str, ...] = ()
 
