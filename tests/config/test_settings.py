@@ -204,7 +204,7 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         ),
         (
             ["anchor={teacher: writer, share: 0.5}", "objective=sampled-log-ratio"],
-            "asks the anchor at every state",
+            "evaluates the anchor at every state",
         ),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_policy_gradient_asks_its_anchor_everywhere(base: Base, quality: flow_
     sampled = flow_opd.DistillConfig(objective="sampled-log-ratio").objective
     config = CONFIG.model_copy(update={"objective": sampled})
     anchor = flow_opd.Anchor("quality", share=0.5)
-    with pytest.raises(flow_opd.FlowOPDError, match="asks the anchor at every state"):
+    with pytest.raises(flow_opd.FlowOPDError, match="evaluates the anchor at every state"):
         flow_opd.distill(base, {"quality": quality}, PROMPTS, config, rounds=1, anchor=anchor)
 
 

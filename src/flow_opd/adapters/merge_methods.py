@@ -99,7 +99,7 @@ def dare(
 
 
 def factor_average(parts: Sequence[LowRank], weights: Sequence[float], generator: torch.Generator) -> LowRank:
-    """Returns mean(B) mean(A), which is not mean(B A): the peers' mistake, kept as a negative control.
+    """Returns mean(B) mean(A), which is not mean(B A): a negative control.
 
     Raises:
         AdapterError: if the ranks differ.

@@ -168,7 +168,7 @@ def _shares(method: MergeMethod, weights: Sequence[float] | None, count: int) ->
         raise AdapterError(
             f"weights for merge method {method.name!r}",
             value=list(weights),
-            allowed="none, all count alike",
+            allowed="none, all count the same",
             fix="leave the weights out, or use method weighted or svd",
         )
     if len(weights) != count or not all(map(math.isfinite, weights)) or not any(weights):

@@ -95,7 +95,7 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start anew."),
+    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start again."),
 ]
 Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
 Keys = Annotated[

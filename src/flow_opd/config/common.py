@@ -91,7 +91,7 @@ class BaseModelSettings(Settings):
     embedded_guidance: NonNegativeFloat | None = None
     """Guidance that a guidance-distilled base (FLUX.1-dev) reads as an input; null for other bases."""
     offline: bool = False
-    """Never asks the hub: only what has been downloaded before is used."""
+    """Never contacts the hub: only what has been downloaded before is used."""
 
     @model_validator(mode="after")
     def _the_miniature_has_no_t5(self) -> BaseModelSettings:
@@ -130,7 +130,7 @@ class LoraSettings(Settings):
     """A low-rank adapter: the weight change alpha / rank * B A of each named projection."""
 
     rank: PositiveInt = 32
-    """Inner dimension of the two factors."""
+    """Rank: inner dimension of the two factors A and B."""
     alpha: PositiveFloat = 64.0
     """The weight change is scaled by alpha / rank."""
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ATTENTION_PROJECTIONS
@@ -149,7 +149,7 @@ class OptimizerSettings(Settings):
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine end at 0 after the last round."""
+    """Learning rate schedule after the warm-up; linear and cosine end at 0 after the last round."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     state_bits: Literal[32, 8] = 32
@@ -160,7 +160,7 @@ class EMASettings(Settings):
     """Exponential moving average of the trained weights; the average is what is saved in the end."""
 
     decay: Decay = 0.9
-    """Share of the old average that an update keeps."""
+    """Decay: share of the old average that an update keeps."""
     every: PositiveInt = 8
     """Optimizer updates between two updates of the average."""
 

@@ -29,18 +29,18 @@ ANCHOR_SHARE = 0.125  # harmless: docs/LOG.md, entries 9 and 10
 
 
 class AnchorSettings(Settings):
-    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+    """Manifold anchor regularization (MAR): keeps the student near a quality expert on every prompt."""
 
     teacher: Name | None = None
     """Name of one of the teachers, whose adapter is the anchor's too."""
     adapter: Name | None = None
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
-    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    """lambda, weight of the loss to the anchor relative to the loss to the teachers."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
-    pull is the same in expectation and costs a fraction. 1 asks everywhere, as published; null takes an
-    eighth, or all where the objective is a policy gradient."""
+    """Share of the states, drawn at random, at which the anchor is evaluated; they are weighted by 1 / share,
+    so that its loss is the same in expectation at a fraction of the cost. 1 evaluates it at every state, as
+    published; null takes an eighth, or all where the objective is a policy gradient."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -63,8 +63,8 @@ class DistillConfig(TrainingConfig):
     router: RouterSettings = TaskRouterSettings()
     """'task' gives each prompt to the teacher of its task; a word, or a section with its name."""
     state_weights: StateWeightsSettings = VelocityWeightsSettings()
-    """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': what a gap in velocity counts at each
-    state; a word, or a section with its name. The policy gradients weigh only the gap to the anchor by it."""
+    """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': weight of each state (noise level) in
+    the loss; a word, or a section with its name. The policy gradients apply it to the anchor's loss only."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
@@ -72,14 +72,14 @@ class DistillConfig(TrainingConfig):
     micro_batch_size: PositiveInt = 32
     """Trajectories of one forward and backward pass; it changes memory, not results."""
     sampling: SamplingSettings = SamplingSettings()
-    """How the student walks."""
+    """How the student's trajectories are sampled."""
 
     def updates_per_round(self) -> int:
         """Returns the optimizer updates of a round."""
         return self.objective.updates()
 
     def default_anchor_share(self) -> float:
-        """Returns the share of the states at which an anchor is asked that names none."""
+        """Returns the share of the states at which an anchor is evaluated that sets none."""
         return 1.0 if self.objective.by_policy_gradient else ANCHOR_SHARE
 
     @model_validator(mode="after")
@@ -129,7 +129,7 @@ class DistillSettings(DistillConfig, TrainingStage):
         return teachers_by_task(self.teachers)
 
     def anchor_share(self, anchor: AnchorSettings) -> float:
-        """Returns the share of the states at which an anchor is asked."""
+        """Returns the share of the states at which the anchor is evaluated."""
         return self.default_anchor_share() if anchor.share is None else anchor.share
 
     def _problems(self) -> list[Problem]:
@@ -157,7 +157,7 @@ class DistillSettings(DistillConfig, TrainingStage):
             problems.append(
                 Problem(
                     ("state_weights",),
-                    f"weights that do nothing: {self.objective.name!r} has no gap without an anchor",
+                    f"weights that do nothing: {self.objective.name!r} reads them only with an anchor",
                     self.state_weights.name,
                     "the default, velocity",
                     "leave it out, or choose the objective 'direct-kl'",
@@ -167,7 +167,7 @@ class DistillSettings(DistillConfig, TrainingStage):
             problems.append(
                 Problem(
                     ("anchor", "share"),
-                    f"objective {self.objective.name!r} asks the anchor at every state",
+                    f"objective {self.objective.name!r} evaluates the anchor at every state",
                     self.anchor.share,
                     "1",
                     "leave it out (null), or choose the objective 'direct-kl'",

@@ -51,7 +51,7 @@ class RolesSettings(Settings):
     teachers: dict[Name, Name] = Field(default_factory=dict)
     """Domain -> row of its teacher."""
     baselines: tuple[Name, ...] = ()
-    """Rows that the student has to answer to beside these, such as one of GRPO-Mix."""
+    """Further rows that the student is compared with, such as GRPO-Mix."""
 
 
 class EvaluateSettings(Settings):

@@ -19,7 +19,7 @@ from flow_opd.config.parts import BY_NAME
 
 DIALECT = GenerateJsonSchema.schema_dialect
 _EXTENDS = {
-    "description": "YAML file, relative to this one, that this section is laid over.",
+    "description": "YAML file, relative to this one, whose values this section overrides.",
     "type": "string",
     "minLength": 1,
 }
@@ -55,7 +55,7 @@ def json_schema(model: type[Settings], title: str) -> Schema:
 
 
 def _sections(schema: Schema, definitions: dict[str, Schema]) -> set[str]:
-    """Returns the definitions that are reached through sections alone, which files lay over each other."""
+    """Returns the definitions that are reached through sections alone, in which files override each other."""
     found: set[str] = set()
     ahead = list(_references(schema))
     while ahead:
@@ -85,7 +85,7 @@ def _rewritten(node: Schema, definitions: dict[str, Schema], *, merges: bool) ->
     Args:
         node: of pydantic's schema.
         definitions: of the whole schema.
-        merges: whether a section here is laid over the one of another file.
+        merges: whether a section here overrides the one of another file.
     """
     node = dict(node)
     words = _words(node, definitions) if node.pop(BY_NAME, False) else []

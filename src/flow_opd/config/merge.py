@@ -63,7 +63,7 @@ class ExactMergeSettings(MergeMethodSettings):
     """Stacked factors: nothing is lost, and the rank is the sum of the ranks."""
 
     name: Literal["mean", "weighted"]
-    """'mean' weighs all adapters alike, 'weighted' by their given weights."""
+    """'mean' weights all adapters equally, 'weighted' by their given weights."""
 
     def build(self) -> MergeMethod:
         """Returns the method."""
@@ -194,7 +194,7 @@ class MergeSettings(Settings):
     """'mean', 'weighted', 'svd', 'ties' or 'dare'; a word, or a section with its name."""
 
     def weights(self) -> tuple[float, ...] | None:
-        """Returns the weights of the adapters, or None if all weigh alike."""
+        """Returns the weights of the adapters, or None if all weigh the same."""
         given = tuple(each.weight for each in self.adapters if each.weight is not None)
         return given or None
 
@@ -250,7 +250,7 @@ class ColdStartSettings(Settings):
 
 
 def lora_problems(lora: LoraSettings | None, start: ColdStartSettings | None) -> list[Problem]:
-    """Returns what is wrong with a form for a fresh adapter beside a start that is none."""
+    """Returns what is wrong with LoRA settings for a fresh adapter where a cold start brings an adapter."""
     if lora is None or start is None:
         return []
     fix = "remove 'lora'; say the rank in cold_start.merge"

@@ -46,7 +46,8 @@ class ObjectiveSettings(Part):
 
 
 class DirectKLSettings(ObjectiveSettings):
-    """The weighted gap to the teachers, differentiated during the walk; by transition weights the KL."""
+    """Weighted squared velocity difference to the teachers, differentiated during the walk; with transition
+    weights it is the KL."""
 
     name: Literal["direct-kl"] = "direct-kl"
     """Which objective this is."""
@@ -64,7 +65,7 @@ class PolicyGradientSettings(ObjectiveSettings):
     clip_range: PositiveFloat = 1e-4
     """PPO clip of the ratio, whose log is a mean over latent dimensions."""
     advantage_clip: PositiveFloat = 5.0
-    """Advantages are cut to so many standard deviations of the sampled log-ratio, sqrt(2 KL) at each state:
+    """Advantages are clipped to so many standard deviations of the sampled log-ratio, sqrt(2 KL) per state:
     1 keeps 68 % of the gradient, 3 keeps 99.7 %, at any resolution."""
     updates_per_round: PositiveInt = 1
     """Optimizer updates that share the trajectories of one round."""

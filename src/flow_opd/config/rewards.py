@@ -85,7 +85,7 @@ class GenEvalSettings(RewardSettings):
     counting_threshold: Share = 0.9
     """Mask2Former: the same for prompts with the tag counting."""
     training_score: Literal["continuous", "unclamped"] = "continuous"
-    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as Flow-GRPO trains: five
+    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as in Flow-GRPO: five
     objects where one is asked for cost more than two. Reports keep the continuous score."""
     batch_size: PositiveInt = 4
     """Mask2Former: images of one pass."""

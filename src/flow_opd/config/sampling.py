@@ -75,10 +75,10 @@ class CPSSettings(DynamicsSettings):
 
 
 class SamplingSettings(Settings):
-    """How trajectories are drawn in training."""
+    """How trajectories are sampled in training."""
 
     num_steps: PositiveInt = 10
-    """Steps from noise to image."""
+    """Sampling steps from noise to image."""
     dynamics: DynamicsSettings = SDESettings()
     """Reverse step: the Flow-GRPO SDE ('sde'), the deterministic ODE ('ode'), or the coefficient-preserving
     CPS ('cps')."""

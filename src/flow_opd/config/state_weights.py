@@ -17,7 +17,7 @@ LEAST = 1e-6  # of the largest weight: what is smaller would be lost in float32
 
 
 class StateWeightsSettings(Part):
-    """How much a gap in velocity counts at each state. A function of one's own takes (schedule, dynamics) and
+    """Weight of each state (noise level) in the loss. A function of one's own takes (schedule, dynamics) and
     returns a weight for each step, [T]."""
 
     kind: ClassVar[Kind] = Kind(
@@ -44,7 +44,7 @@ class StateWeightsSettings(Part):
 
 
 class VelocityWeightsSettings(StateWeightsSettings):
-    """A gap in velocity counts the same at every state."""
+    """An error in velocity counts the same at every state."""
 
     name: Literal["velocity"] = "velocity"
     """Which weights these are."""
@@ -55,7 +55,7 @@ class VelocityWeightsSettings(StateWeightsSettings):
 
 
 class TransitionWeightsSettings(StateWeightsSettings):
-    """The KL of the step as it is walked, where a deterministic step counts dsigma^2 / 2."""
+    """The KL of the step as it is sampled, where a deterministic step counts dsigma^2 / 2."""
 
     name: Literal["transition"] = "transition"
     """Which weights these are."""
@@ -66,7 +66,7 @@ class TransitionWeightsSettings(StateWeightsSettings):
 
 
 class SDEWeightsSettings(StateWeightsSettings):
-    """The KL of Flow-GRPO's SDE with noise in every step, however it is walked."""
+    """The KL of Flow-GRPO's SDE with noise in every step, however it is sampled."""
 
     name: Literal["sde"] = "sde"
     """Which weights these are."""
@@ -77,7 +77,7 @@ class SDEWeightsSettings(StateWeightsSettings):
 
 
 class X0WeightsSettings(StateWeightsSettings):
-    """A gap in the predicted image counts the same."""
+    """An error in the predicted x0 counts the same."""
 
     name: Literal["x0"] = "x0"
     """Which weights these are."""
@@ -93,8 +93,8 @@ class CustomStateWeights(StateWeightsSettings):
     name: Literal["custom"] = "custom"
     """Which weights these are."""
     values: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
-    """One for each step, relative to each other. By the direct KL a state of weight 0 asks neither teacher
-    nor anchor; Flow-GRPO takes no 0 at a step that it trains."""
+    """One for each step, relative to each other. With the direct KL neither teacher nor anchor is evaluated
+    at a state of weight 0; Flow-GRPO takes no 0 at a step that it trains."""
 
     @model_validator(mode="after")
     def _something_counts(self) -> CustomStateWeights:

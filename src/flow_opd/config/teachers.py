@@ -55,7 +55,7 @@ class RoutedTeacherSettings(Settings):
     name: Name
     """Name of the teacher in logs and tables."""
     tasks: tuple[Name, ...]
-    """Tasks whose prompts this teacher answers for."""
+    """Tasks whose prompts are routed to this teacher."""
     adapter: Name
     """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5

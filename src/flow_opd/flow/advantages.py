@@ -82,8 +82,7 @@ def group_advantages(
     """Returns (r - mean of its group) / (std of its pool + epsilon), [B].
 
     A group whose rewards are all equal gets advantages of zero. The pool is the group in the paper. With one
-    pool of all images a group of small differences stays small: that is how the published Flow-GRPO teachers
-    of Stable Diffusion 3.5 Medium were trained.
+    pool of all images, a group with small differences gets small advantages.
 
     Source: Flow-GRPO, arXiv 2505.05470, equation 4 (GRPO's group-relative advantage).
 

@@ -22,11 +22,10 @@ def _rows(value: Tensor) -> Tensor:
 def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
     """Returns g(sigma) = a sqrt(sigma / (1 - sigma)) of the Flow-GRPO SDE.
 
-    At sigma = 1, where g diverges, the next grid value stands in for sigma, above and below the line.
+    At sigma = 1, where g diverges, the next grid value stands in for sigma, in numerator and denominator
+    (docs/units.md has the difference to the denominator alone).
 
-    Source: Flow-GRPO, arXiv 2505.05470. Differs: its code puts it below the line only, so that at sigma = 1
-    g = a sqrt(1 / (1 - sigma')). On SD3's 10 steps the first step then has a std of .7000 (here .6859), a
-    mean 1.3 % off ours, and for the same noise a mean log-probability .020 lower. Other steps are equal.
+    Source: Flow-GRPO, arXiv 2505.05470.
 
     Args:
         sigma, sigma_next: noise levels in [0, 1], descending, any shape.
@@ -88,7 +87,7 @@ def cps_step(
         mean = (1 - sigma') x0_hat + sqrt(sigma'^2 - std^2) eps_hat
         x0_hat = x - sigma v,   eps_hat = x + (1 - sigma) v
 
-    Source: Flow-CPS, as flow_grpo offers it. With a = 0 this is the Euler step.
+    Source: Flow-CPS, in the repository flow_grpo. With a = 0 this is the Euler step.
 
     Args:
         latents, velocity, sigma, sigma_next: as in `sde_step`.

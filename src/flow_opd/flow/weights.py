@@ -1,4 +1,4 @@
-"""How much each state of a trajectory counts: weights of the squared velocity gap, one for each step.
+"""How much each state of a trajectory counts: weights of the squared velocity error, one for each step.
 
 Noise and weight are two choices: a step may add no noise and be learnt all the same, or add noise and not be
 learnt. Each function returns relative weights; `scaled` brings them to one size.
@@ -32,8 +32,8 @@ def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 
         w = (d mean / d v)^2 / (2 std^2);   at std = 0 the limit used is (d mean / d v)^2 / 2
 
-    A deterministic step then counts dsigma^2 / 2, a noisy one much more: the walk's choice of noise is its
-    choice of weights, too.
+    A deterministic step then counts dsigma^2 / 2, a noisy one much more: with these weights, choosing which
+    steps add noise also chooses which steps dominate the loss.
 
     Source: Flow-OPD, arXiv 2605.08063 (transition KL); DiffusionOPD, arXiv 2605.15055 (ODE limit).
     """
@@ -43,7 +43,7 @@ def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 
 
 def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level.
+    """Returns 1 for every step, [T]: an error in velocity counts the same at every noise level.
 
     Source: ours; flow matching with uniform weights, arXiv 2210.02747, at the sampler's own levels.
     """
@@ -51,7 +51,7 @@ def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 
 
 def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level.
+    """Returns sigma^2, [T]: an error in x0_hat = x - sigma v counts the same at every noise level.
 
     Source: ours, from x0_hat's definition.
     """
@@ -61,8 +61,8 @@ def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 def noisy_weights(noise_level: float) -> StateWeights:
     """Returns the transition weights of Flow-GRPO's SDE with noise of this level in every step, [T].
 
-    They are the same however the states are walked: by the ODE, or by CPS, whose own weights a step to a tiny
-    level would have nearly all of.
+    They do not depend on how the states are sampled. (CPS's own transition weights would lie nearly all on a
+    step to a tiny noise level.)
 
     Source: ours, of the SDE in `flow/dynamics.py:sde_step`.
     """

@@ -30,13 +30,13 @@ def flow_grpo(
 
     Args:
         student: the policy that is trained.
-        reference: what it is held to, the bare base.
+        reference: policy of the KL penalty, the bare base.
         backbone: decodes images.
         walks: how the student walks.
         scorer: the rewards, each for the prompts of its tasks.
         sampling: how groups are drawn, how their scores become advantages, and which steps are trained.
         clip_range: PPO's clip of the ratio, whose log is a mean over latent dimensions.
-        kl_weight: beta; 0 leaves the KL out, and the reference is not asked.
+        kl_weight: beta; 0 leaves the KL out, and the reference is not evaluated.
 
     Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5; GRPO-Mix is the baseline of Flow-OPD, arXiv
     2605.08063.

@@ -34,7 +34,7 @@ class OPDPolicies:
 def direct_opd(
     policies: OPDPolicies, walks: Walks, distance: Distance = squared_distance
 ) -> tuple[BatchSource, WeightedTerms]:
-    """Returns the fused walk, and the gap to the routed teachers + lambda that to the anchor, in one pass."""
+    """Returns the fused walk, and the loss to the routed teachers + lambda times that to the anchor."""
     source = WalkBatches(policies.student, policies.backbone, walks)
     targets = [Target("teacher_gap", policies.teachers)]
     if policies.anchor is not None:
@@ -51,7 +51,7 @@ def policy_gradient_opd(
     clip_range: float,
     advantage_clip: float,
 ) -> tuple[BatchSource, WeightedTerms]:
-    """Returns rollouts weighed by the teachers, and PPO's clip + lambda KL(student || anchor)."""
+    """Returns rollouts with the teachers' advantages, and PPO's clip + lambda KL(student || anchor)."""
     source = CorrectedRollouts(
         policies.student,
         policies.teachers,
@@ -74,8 +74,8 @@ def distillation(
     """Returns where batches come from and what is minimised, by the objective of `config`.
 
     Raises:
-        ConfigError: if a policy gradient has a distance of one's own, or an anchor that is asked at a share
-            of the states.
+        ConfigError: if a policy gradient has a distance of one's own, or an anchor with a share of the
+            states.
     """
     objective = config.objective
     if distance is not None:
@@ -89,7 +89,7 @@ def distillation(
         return direct_opd(policies, walks, distance)
     if objective.by_policy_gradient and policies.anchor is not None and policies.anchor.share < 1:
         raise ConfigError(
-            f"objective {objective.name!r} asks the anchor at every state",
+            f"objective {objective.name!r} evaluates the anchor at every state",
             value=policies.anchor.share,
             allowed="1",
             fix="leave its share out, or choose the objective 'direct-kl'",

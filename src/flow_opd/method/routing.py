@@ -1,4 +1,4 @@
-"""Routing: which teacher answers for a prompt, and all of them behind one velocity field."""
+"""Routing: which teacher a prompt is routed to, and all of them behind one velocity field."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _no_teacher(task: str, teacher_of_task: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class TeacherField:
-    """What a teacher answers: its own velocity, or a point beyond it as seen from the base.
+    """Target of a teacher: its own velocity, or one extrapolated beyond it from the base's.
 
         v = v_teacher + (lambda - 1) (v_teacher - v_base)
 
@@ -139,7 +139,7 @@ class TeacherField:
         assert self.extrapolation == 1.0 or self.base is not None
 
     def shares(self, rows: Tensor, weight: Tensor) -> list[FieldShare]:
-        """Returns what fields make up the answer at `rows`, [N], times `weight`, [N]."""
+        """Returns the fields that make up the target at `rows`, [N], times `weight`, [N]."""
         if self.base is None or self.extrapolation == 1.0:
             return [FieldShare(self.field, rows, weight)]
         return [
@@ -187,5 +187,5 @@ class RoutedTeachers:
         return shares
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Returns the routed velocity, [M, C, H, W], float32; all teachers answer in one pass."""
+        """Returns the routed velocity, [M, C, H, W], float32; all teachers run in one pass."""
         return joint_velocities([self.shares(conditioning)], latents, sigma, conditioning)[0]

@@ -1,4 +1,4 @@
-"""How the student of a run walks."""
+"""How the student's trajectories of a run are sampled."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
         work = Work(
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
-    everywhere = 0.0  # states at which an anchor would be asked, were it asked at all of them
+    everywhere = 0.0  # states at which an anchor with share 1 is evaluated
     if settings.anchor is not None:
         everywhere = work.student * (1 - _answered_by_teachers(settings, settings.anchor))
         work = replace(work, anchor=everywhere * settings.anchor_share(settings.anchor))
@@ -94,7 +94,7 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
 def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
     """Returns the cost of a Flow-GRPO teacher: B T rows walk, B images are decoded, B S rows are trained.
 
-    With `shared_start` it is too much: what a group has in common is asked once, but counted per image.
+    With `shared_start` it is too much: what a group has in common is computed once, but counted per image.
     """
     rows = settings.groups_per_round * settings.group_size
     updates = settings.updates_per_round
@@ -122,7 +122,7 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
 
 
 def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> float:
-    """Returns the share of the rows whose teacher is the anchor, so that one answer serves both."""
+    """Returns the share of the rows whose teacher is the anchor, so that one velocity serves both."""
     shares = settings.task_shares or dict.fromkeys(settings.teacher_of_task(), 1.0)
     same = [
         task
@@ -144,7 +144,7 @@ def _steps_with_density(sampling: SamplingSettings) -> int:
 def _forms(
     settings: TrainingSettings, named: Mapping[str, str], student: str
 ) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
-    """Returns the form of each adapter in memory, the student last, and what had to be assumed.
+    """Returns rank, alpha and targets of each adapter in memory, the student last, and what was assumed.
 
     Args:
         settings: of the training.
@@ -183,7 +183,8 @@ def _form_of_merge(method: MergeMethodSettings, merged: Sequence[LoraForm]) -> L
 
 
 def _form(adapter: str) -> LoraForm | None:
-    """Returns the form of an adapter folder, or None where it is not here: on the hub, or yet to be trained.
+    """Returns rank, alpha and targets of an adapter folder, or None where it is not here: on the hub, or yet
+    to be trained.
 
     Raises:
         AdapterError: if its config is not that of a plain LoRA.

@@ -36,7 +36,7 @@ class Scoring:
     parameters: int = 0
     bytes: int = 0  # of the networks, which stay on the card in float32
     flops: float = 0.0  # of one image, in float32
-    peak: int = 0  # bytes that come and go while a micro-batch is scored, at the worst moment
+    peak: int = 0  # temporary bytes while a micro-batch is scored, at the peak
     cpu_seconds: float = 0.0  # of one image on one core, while the card waits
     notes: tuple[str, ...] = ()
 
@@ -99,7 +99,7 @@ def _scoring(spec: RewardSettings, rows: int, image_size: int) -> Scoring:
 
 
 def _read(network: nn.Module, forward: Callable[[], object], images: int) -> Scoring:
-    """Returns the reading of one forward pass over `images` images; the network is on the meta device."""
+    """Returns the measurement of one forward pass over `images` images; the network is on the meta device."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         meter = Meter([*network.parameters(), *network.buffers()])

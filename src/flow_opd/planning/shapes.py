@@ -45,7 +45,7 @@ from flow_opd.planning.shared_adapters import SharedAdapters
 from flow_opd.quiet import quiet_loading
 from flow_opd.types import Conditioning, Prompt
 
-DECODE = "decode"  # part of a reading: images from latents
+DECODE = "decode"  # part of a measurement: images from latents
 _OF_DIFFUSERS = {
     "AutoencoderKL": AutoencoderKL,
     "FluxTransformer2DModel": FluxTransformer2DModel,

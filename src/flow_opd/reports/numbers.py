@@ -21,7 +21,7 @@ def signed(value: float, decimals: int) -> str:
 
 
 def interval(cell: Cell, decimals: int, *, sign: bool = False) -> str:
-    """Returns "low to high" of a cell."""
+    """Returns the interval as "low to high"."""
     write = signed if sign else number
     return f"{write(cell.low, decimals)} to {write(cell.high, decimals)}"
 
@@ -65,7 +65,7 @@ def best_rows(results: Results) -> dict[str, str]:
 
 
 def cell_of(row: Row, metric: str) -> Cell | None:
-    """Returns the cell of a metric on its own prompts, or of the average, if measured."""
+    """Returns mean and interval of a metric on its own prompts, or of the average, if measured."""
     return row.average if metric == "average" else row.metrics.get(metric)
 
 

@@ -123,7 +123,7 @@ def _optimizer(optimizer: OptimizerSettings) -> str:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall time and optimizer steps of a training; None where nobody has written it down."""
+    """Wall time and optimizer steps of a training; None where it was not recorded."""
 
     name: str
     seconds: float | None = None

@@ -33,8 +33,7 @@ class GenEvalReward:
     continuous: the mean over the requirements of partial credits, in [0, 1].
     unclamped: the same with credits below 0 for numbers, as Flow-GRPO trains (arXiv 2505.05470): where one is
     asked for, five found are worse than two, so that counting has a gradient there.
-    Differs: Flow-GRPO's server gives two credits for a failed position, 0 and then 1 all the same; here it
-    is one credit of 0.
+    Differs: a failed position gives one credit of 0 (docs/architecture.md).
 
     Judges prompts whose metadata has a "tag".
     """
@@ -124,9 +123,7 @@ def continuous_score(objects: Objects, metadata: Mapping[str, Any], *, clamped: 
     Each requirement gives 1 - |n - found| / n, clamped at 0. One with a colour or a position gives a second
     credit: 0 where the number is wrong, else 1 - |n - rightly coloured| / n, or 1 / 0 for the position.
 
-    Differs: Flow-GRPO's score has no clamp at 0; `clamped=False` is theirs.
-
-    Source: the reward server of Flow-GRPO, arXiv 2505.05470.
+    Source: the reward server of Flow-GRPO, arXiv 2505.05470, with clamped=False. Differs: the clamp at 0.
     """
     groups: list[Sequence[Detection] | None] = []
     credits: list[float] = []
@@ -195,7 +192,7 @@ def check_metadata(prompt: Prompt, classes: Sequence[str], colors: Sequence[str]
 
 
 def _colored(metadata: Mapping[str, Any]) -> set[str]:
-    """Returns the classes for which a colour is asked."""
+    """Returns the classes whose colour the prompt names."""
     return {need["class"] for need in metadata["include"] if "color" in need}
 
 

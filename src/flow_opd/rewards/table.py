@@ -16,7 +16,7 @@ from flow_opd.types import Prompt, RewardScores, RewardTable
 
 @dataclass(frozen=True)
 class TrainingReward:
-    """A reward, how much it counts, and what it judges."""
+    """A reward, its weight, and the tasks whose prompts it judges."""
 
     reward: Reward
     weight: float = 1.0

@@ -31,7 +31,7 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
 
     Args:
         name: a path, "asset:NAME", "owner/name" or "owner/name@revision".
-        base: the base that it will sit on; says also whether the hub may be asked.
+        base: the base that it will sit on; says also whether the hub may be contacted.
         key: the configuration key that holds the name, for messages.
         alpha: of a file that does not say its own.
 
@@ -130,7 +130,7 @@ def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
             allowed="a run folder, or an adapter with base_model_name_or_path",
             fix="say it with --base",
         )
-    tokens = 0 if named.startswith(ASSET) else 128  # of no matter: who asks for it reads no prompt
+    tokens = 0 if named.startswith(ASSET) else 128  # any value: callers read no prompt
     return BaseModelSettings(path=named, max_sequence_length=tokens)
 
 

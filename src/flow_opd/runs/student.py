@@ -52,7 +52,7 @@ def place_student(
     Args:
         base: that it is put on.
         start: its first weights, or None for a fresh adapter.
-        lora: form of a fresh adapter; None takes the defaults.
+        lora: rank, alpha and targets of a fresh adapter; None takes the defaults.
         seed: of the run.
 
     Raises:

@@ -36,7 +36,7 @@ class Teacher:
     expert: Expert
     """An adapter, any velocity field, or the name of an adapter that is on the base already."""
     tasks: tuple[str, ...] = ()
-    """Tasks whose prompts it answers for; none: the task of the name that it is given."""
+    """Tasks whose prompts are routed to it; none: the task of the name that it is given."""
     guidance_scale: float | None = None
     """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
     extrapolation: float = 1.0
@@ -56,14 +56,14 @@ class Teacher:
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+    """Manifold anchor regularization (MAR): keeps the student near a quality expert on every prompt."""
 
     expert: Expert
     """As of a teacher; or the name of a teacher, whose expert it shares."""
     weight: float = AnchorSettings.model_fields["weight"].default
-    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    """lambda, weight of the loss to the anchor relative to the loss to the teachers."""
     share: float | None = None
-    """Share of the states at which it is asked; None takes an eighth, or all but under the direct KL."""
+    """Share of the states at which it is evaluated; None takes an eighth with the direct KL, else all."""
     guidance_scale: float | None = None
     """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
 
@@ -103,7 +103,7 @@ class Experts:
 
         Args:
             base: that they share.
-            teachers: name -> teacher; an expert alone answers for the task of its name.
+            teachers: name -> teacher; an expert alone has the task of its name.
             guidance_scale: of those that name none.
             encoder: encodes the empty prompt of guidance.
             router: says which teachers answer for a prompt, or names who does; None: that of its task.
@@ -133,7 +133,7 @@ class Experts:
         Args:
             student: name of its adapter on the base.
             anchor: the quality expert, or None.
-            default_share: of the states, at which an anchor is asked that names none.
+            default_share: of the states, at which an anchor is evaluated that sets none.
 
         Raises:
             AdapterError: if the anchor names an adapter that is not there, or has one of another base.

@@ -91,7 +91,7 @@ def distill(
 
     Args:
         base: the frozen pipeline, to which the adapters are added.
-        teachers: name -> teacher; an adapter or velocity field alone answers for the task of its name.
+        teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: of the teachers' tasks.
         config: objective, walk, rounds, optimizer; None takes the defaults.
         rounds: of the whole training.

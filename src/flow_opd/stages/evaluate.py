@@ -45,7 +45,8 @@ from flow_opd.training.progress import ProgressBar
 def run(settings: EvaluateSettings, *, resume: bool) -> Path:
     """Scores every row on every domain and returns the run folder with results.json and report.html.
 
-    Finished cells of the table are kept in `scores/`: a killed evaluation goes on where it stood.
+    Finished entries of the table (a row on a domain) are kept in `scores/`: a killed evaluation goes on from
+    there.
     """
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
@@ -67,7 +68,7 @@ def evaluate(
         settings: of the evaluation.
         folder: the run folder.
         config: what is written as the run's config.yaml, once nothing has been refused.
-        resume: keeps the cells of the table that are finished already.
+        resume: keeps the entries of the table that are finished already.
         processes: who shares the images; the main one writes.
         spent: seconds that the run has taken before.
     """

@@ -97,7 +97,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 
 
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
-    """Returns the readings of a micro-batch of `rows` rows."""
+    """Returns the measurements of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
     teacher, anchor, scoring = 0.0, 0.0, Scoring()
     if isinstance(job.settings, DistillSettings):
@@ -122,7 +122,7 @@ def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool)
 def _distillation(
     settings: DistillSettings, job: Job, model: ShapeModel, rows: int
 ) -> tuple[BatchSource, Objective]:
-    """Returns a round of one micro-batch whose rows all ask the costliest teacher."""
+    """Returns a round of one micro-batch whose rows all use the costliest teacher."""
     objective = settings.objective
     if isinstance(objective, PolicyGradientSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
@@ -199,7 +199,7 @@ def _walks(
 
 
 def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
-    """Returns the teacher whose rows take most; one that is no anchor, as the anchor then answers apart."""
+    """Returns the teacher whose rows take most; one that is no anchor, as the anchor then runs apart."""
     anchor = settings.anchor and settings.anchor.teacher
     return max(
         settings.teachers,

@@ -1,4 +1,4 @@
-"""Trains by Flow-GRPO: a specialist on its own reward, or GRPO-Mix on the rewards of several tasks."""
+"""Trains by Flow-GRPO: a teacher on its own reward, or GRPO-Mix on the rewards of several tasks."""
 
 from __future__ import annotations
 

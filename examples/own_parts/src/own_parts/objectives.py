@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from flow_opd.types import TransitionBatch
 from pydantic import Field
 from torch import Tensor
+
+from flow_opd.types import TransitionBatch
 
 
 def huber(

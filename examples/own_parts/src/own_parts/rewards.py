@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from flow_opd import Prompt
-from flow_opd.types import RewardScores
 from pydantic import Field
 from torch import Tensor
+
+from flow_opd import Prompt
+from flow_opd.types import RewardScores
 
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 
