@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from flow_opd.console import user_errors
 
@@ -39,6 +40,7 @@ SETTINGS = {
 MODULES = {"miniature": "miniature.build", "miniature_prompts": "miniature.prompts"}
 """Stages whose module has another name."""
 MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+GIVEN = "flow_opd.config"  # key of a command's notes
 PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
 
 
@@ -54,9 +56,9 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
 
     console = Console(highlight=False)
     name = context.command.name or ""
-    stage, given = MINIATURE_STAGES.get(name, name), context.params.get("config")
+    stage, given = MINIATURE_STAGES.get(name, name), context.meta.get(GIVEN)
     with user_errors():
-        also = [] if given is None else list(parts_of(_settings(stage, given, [])))
+        also = list(parts_of(_settings(stage, Path(given), []))) if given else []
     for key in describe(settings_of(stage), also=also):
         facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
         console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
@@ -83,7 +85,6 @@ Config = Annotated[
     typer.Argument(
         metavar="CONFIG",
         help="YAML file with the settings, or asset:configs/NAME.yaml.",
-        is_eager=True,  # so that --keys knows it
     ),
 ]
 Overrides = Annotated[
@@ -158,6 +159,15 @@ def done(result: Path) -> None:
         Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
 
 
+class StageCommand(TyperCommand):
+    """A command whose `--keys` knows the configuration that was named beside it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Returns what is left of the words; options are evaluated before arguments, so notes the latter."""
+        ctx.meta[GIVEN] = self.make_parser(ctx).parse_args(list(args))[0].get("config")
+        return super().parse_args(ctx, args)
+
+
 def add_stage(
     app: typer.Typer, stage: str, text: str, example: str, *, name: str | None = None, default: str = ""
 ) -> None:
@@ -186,7 +196,7 @@ def add_stage(
 
     if default:
         command.__defaults__ = (Path(default), *(command.__defaults__ or ()))
-    app.command(name or stage, help=f"{text}\n\nExample: [cyan]{example}[/cyan]")(command)
+    app.command(name or stage, cls=StageCommand, help=f"{text}\n\nExample: [cyan]{example}[/cyan]")(command)
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
