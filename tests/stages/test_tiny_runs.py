@@ -78,7 +78,7 @@ def test_grpo_mix_judges_every_task_by_its_own_reward_and_starts_from_a_merge(tm
     ended = load_file(tmp_path / "mix/adapter/adapter_model.safetensors")
     assert any(not value.equal(ended[name]) for name, value in begun.items())
     other = [*start[:3], "cold_start={adapter: asset:teachers/text}"]
-    refused(*MIX, *other, "--out", "mix", cwd=tmp_path, names=["mix", "cold_start"])
+    refused(*MIX, *other, "--out", "mix", cwd=tmp_path, names=["mix", "first_weights"])
 
 
 def test_a_swapped_start_is_noticed_at_a_resume(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_after_deleting_the_damaged_one_the_one_before_serves(saved: CheckpointF
 
 
 def test_other_settings_are_refused(saved: CheckpointFolder) -> None:
-    with pytest.raises(CheckpointError, match=r"other settings.*of me.*Allowed: checkpoints of you"):
+    with pytest.raises(CheckpointError, match=r"another training.*of me.*Allowed: checkpoints of you"):
         saved.load(identity="you")
 
 

@@ -38,6 +38,9 @@ class CutAt:
         if step == self.step:
             raise PowerCutError
 
+    def on_resume(self, step: int) -> None:
+        """Never reached."""
+
     def on_end(self) -> None:
         """Never reached."""
 
@@ -96,7 +99,7 @@ def test_a_finished_training_has_nothing_to_do(tmp_path: Path) -> None:
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
     begin("opd", tmp_path).run()
-    with pytest.raises(CheckpointError, match=r"other settings.*of tiny.*checkpoints of other"):
+    with pytest.raises(CheckpointError, match=r"another training.*of tiny.*checkpoints of other"):
         tiny_trainer(Tiny(), "opd", tmp_path, rounds=ROUNDS, identity="other").resume()
     fewer = tiny_trainer(Tiny(), "opd", tmp_path, rounds=ROUNDS)
     fewer.parameters.popitem()
