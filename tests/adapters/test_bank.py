@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import CheckpointError
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
@@ -107,7 +108,7 @@ def test_using_nests_and_restores_after_errors(bank: AdapterBank, backbone: Any,
         with pytest.raises(KeyError), bank.using(None):
             raise KeyError
         assert torch.equal(velocity(backbone, inputs), teacher)
-        with pytest.raises(AdapterError, match="Did you mean 'student'"), bank.using("studnet"):
+        with refused(AdapterError, value="studnet", names=["student"]), bank.using("studnet"):
             pass
         assert bank.active == "teacher"
     assert bank.active == "student"
@@ -280,7 +281,7 @@ def test_targets_that_this_base_cannot_adapt(backbone: Any, target: str) -> None
 
 
 def test_second_bank_on_one_backbone_is_refused(bank: AdapterBank, backbone: Any) -> None:
-    with pytest.raises(AdapterError, match="has adapters already"):
+    with refused(AdapterError, value="PeftModel"):
         AdapterBank(backbone)
 
 
@@ -303,7 +304,7 @@ def test_rows_use_the_adapters_of_their_parts(tiny: Tiny) -> None:
                 alone = tiny.backbone.velocity(here[0][[row]], here[1][[row]], inputs.rows([row]))
             torch.testing.assert_close(found[[row]], alone, rtol=1e-4, atol=1e-5)
     assert tiny.bank.active == "student"
-    with pytest.raises(AdapterError, match="Did you mean 'anchor'"), tiny.bank.using_rows([("anchr", 4)]):
+    with refused(AdapterError, value="anchr", names=["anchor"]), tiny.bank.using_rows([("anchr", 4)]):
         pass
 
 
@@ -352,5 +353,5 @@ def test_adapters_come_and_go(tiny: Tiny) -> None:
     bank.put("first", tiny.bank.weights("teacher-shapes"))
     bank.train("first")
     assert [key for key, value in bank.parameters("third").items() if value.requires_grad] == []
-    with pytest.raises(AdapterError, match="unknown adapter: 'second'"):
+    with refused(AdapterError, value="second"):
         bank.remove("second")

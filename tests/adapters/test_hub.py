@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.formats import hub
 from flow_opd.adapters.formats.hub import adapter_folder
@@ -69,14 +70,14 @@ def test_not_downloaded_and_offline(cache: Path, name: str) -> None:
 def test_paths_come_first(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "owner" / "teacher").mkdir(parents=True)
     assert adapter_folder("owner/teacher", key="adapter", offline=True) == Path("owner/teacher")
-    with pytest.raises(ConfigError, match="does not exist"):
+    with refused(ConfigError, value="runs/demo/adapter"):
         adapter_folder("runs/demo/adapter", key="adapter", offline=True)
 
 
 def test_a_repository_without_safetensors(cache: Path) -> None:
     (cache / WEIGHTS_FILE).unlink()
     (cache / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"cannot be used as an adapter.*'owner/teacher'"):
+    with refused(AdapterError, names=["owner/teacher"]):
         adapter_folder("owner/teacher", key="adapter", offline=True)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
@@ -127,7 +128,7 @@ def test_factor_average_is_not_the_mean(count: int, expected: float) -> None:
 def test_factor_average_is_right_for_equal_adapters_only() -> None:
     one = make(0)
     assert_deltas(merge([one, one], method="factor-average")[0], deltas([one]))
-    with pytest.raises(AdapterError, match="different ranks"):
+    with refused(AdapterError, value=[2, 3]):
         merge([make(0, rank=2), make(1, rank=3)], method="factor-average")
 
 
@@ -198,7 +199,7 @@ def test_ties_by_hand() -> None:
     ]
     merged, _ = merge(several, method="ties", rank=2, options=MergeOptions(density=0.5))
     torch.testing.assert_close(merged.delta("m"), torch.tensor([[3.0, 5.0], [-5.0, -6.0]]))
-    with pytest.raises(AdapterError, match="TIES"):
+    with refused(AdapterError, value=[1.0, 1.0, -1.0]):
         merge(several, [1.0, 1.0, -1.0], "ties", rank=2)
 
 
@@ -267,18 +268,18 @@ def test_what_a_merge_refuses(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_method_and_options() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'ties'"):
+    with refused(ConfigError, value="tie", names=["ties"]):
         merge([make(0)], method="tie")
-    with pytest.raises(AdapterError, match="density"):
+    with refused(AdapterError, value=0.0):
         MergeOptions(density=0.0)
-    with pytest.raises(AdapterError, match="drop rate"):
+    with refused(AdapterError, value=1.0):
         MergeOptions(drop=1.0)
 
 
 def test_different_shapes_are_refused() -> None:
     one, two = make(0), make(1)
     swapped = LoraWeights(two.rank, two.alpha, {m: (b.T, a.T) for m, (a, b) in two.factors.items()})
-    with pytest.raises(AdapterError, match=r"LoRA number 2 has another shape of block\.0\.to_q"):
+    with refused(AdapterError, value=(10, 12), names=["block.0.to_q"]):
         merge([one, swapped], method="mean")
 
 

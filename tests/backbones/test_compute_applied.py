@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
+from errors import refused
 from flow_opd.backbones import compute
 from flow_opd.backbones.attention import DispatchedJointAttention
 from flow_opd.backbones.compute import prepare
@@ -140,9 +141,7 @@ def test_an_attention_backend_that_is_not_here_is_refused(kind: str) -> None:
     assert "'compute.attention_backend': unknown name: 'flesh'. Allowed: _flash_3, " in message
     assert all(backend.value in message for backend in AttentionBackendName)
     assert "Did you mean 'flash'?" in message
-    with pytest.raises(
-        ConfigError, match=r"it cannot be used here \(.*flash-attn.*\): 'flash'\. Allowed: null, or"
-    ):
+    with refused(ConfigError, value="flash"):
         cast(kind, attention_backend="flash")
 
 
@@ -153,7 +152,7 @@ def test_a_base_that_ignores_the_choice_is_refused() -> None:
         """A processor from before diffusers had attention backends."""
 
     backbone.transformer.transformer_blocks[0].attn.processor = Deaf()
-    with pytest.raises(ConfigError, match=r"this base takes no other: 'native'\. Allowed: null"):
+    with refused(ConfigError, value="native"):
         prepare(backbone, TrainingComputeSettings(attention_backend="native"))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from errors import refused
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import transition_kl
@@ -148,5 +149,5 @@ def test_cps_on_all_steps_trains_those_with_a_density(tiny: Tiny) -> None:
 
 
 def test_a_typo_names_the_nearest_correction() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'sampled-log-ratio'"):
+    with refused(ConfigError, value="sampled-logratio", names=["sampled-log-ratio"]):
         CORRECTIONS.get("sampled-logratio")

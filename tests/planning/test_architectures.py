@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from errors import refused
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError
 from flow_opd.planning.architectures import BASES, Network, bundled, read_architecture
@@ -100,15 +101,15 @@ def test_a_damaged_or_missing_config_file_is_named(disk, tmp_path: Path) -> None
     folder = tmp_path / "base"
     shutil.copytree(disk.base, folder)
     (folder / "vae" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"is not JSON .*vae/config\.json"):
+    with refused(ConfigError, names=["vae/config.json", "config.json"]):
         read_architecture(base(str(folder)))
     (folder / "vae" / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"lacks a config file: .*vae/config\.json"):
+    with refused(ConfigError, names=["vae/config.json", "config.json"]):
         read_architecture(base(str(folder)))
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a part that cannot be planned: 'UNet2DModel'"):
+    with refused(ConfigError, value="UNet2DModel"):
         build_network(Network("UNet2DModel", {}))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from errors import refused
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.plan import PlanSettings
@@ -166,5 +167,5 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"the reward model in 'path', whose config.json this package"):
         read_reward_config("nobody/has-this", key="path")
     tmp_path.joinpath("empty").mkdir()
-    with pytest.raises(ConfigError, match="lacks a config file"):
+    with refused(ConfigError, names=["config.json"]):
         read_reward_config(str(tmp_path / "empty"), key="path")

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from errors import refused
 from flow_opd.config.locations import asset_folder
 from flow_opd.errors import RewardError
 from flow_opd.miniature.judged import DIFFERENCES, judged_pictures
@@ -104,9 +105,9 @@ def test_strange_input(reward):
     assert ((values > 0) & (values < 100)).all()
     assert reward.score(torch.rand(1, 3, 64, 48), asked[:1]).values.shape == (1,)
     assert reward.score(torch.zeros(0, 3, 32, 32), []).values.shape == (0,)
-    with pytest.raises(RewardError, match="differ in number"):
+    with refused(RewardError, value=(3, 1)):
         reward.score(flat, asked[:1])
-    with pytest.raises(RewardError, match="not finite"):
+    with refused(RewardError, value="NaN or infinity"):
         reward.score(flat * torch.nan, asked)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
+from errors import refused
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.rewards import GenEvalSettings
 from flow_opd.errors import RewardError
@@ -276,7 +277,7 @@ def test_the_reward_from_its_settings(mask2former_folder, clip_folder, pictures)
     turned = build_reward(settings(mask2former_folder, clip_folder, threshold=0.2, counting_threshold=0.1))
     scores = turned.score(images.expand(len(prompts), -1, -1, -1), prompts)
     assert scores.parts["strict"][2:].tolist() == [1, 0, 1]
-    with pytest.raises(RewardError, match=r"unusable class.*'cat'"):
+    with refused(RewardError, value="cat"):
         reward.score(
             images,
             [Prompt("p", "c", {"tag": "single_object", "include": [{"class": "cat", "count": 1}]})],
@@ -357,7 +358,7 @@ def test_files_of_older_releases_load(mask2former_folder, clip_folder, tmp_path,
 
 
 def test_a_folder_of_another_model_is_named(mask2former_folder, clip_folder):
-    with pytest.raises(RewardError, match="a model of type 'clip', where 'mask2former' belongs"):
+    with refused(RewardError, names=["clip", "mask2former", "clip"]):
         Mask2FormerDetector(clip_folder, ColorClassifier(clip_folder))
     shipped = asset_folder() / "rewards" / "deqa"
     for folder in (mask2former_folder, shipped):
