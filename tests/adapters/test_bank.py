@@ -225,7 +225,7 @@ def test_load_state_is_strict_and_changes_nothing_on_error(bank: AdapterBank, da
         state["other.lora_A.weight"] = torch.zeros(1)
     else:
         state[key] = state[key][:1]
-    with pytest.raises(AdapterError, match="state does not fit"):
+    with refused(AdapterError, names=["other" if damage == "extra" else key]):
         bank.load_state("student", state)
     assert all(torch.equal(value, bank.state("student")[name]) for name, value in before.items())
 
@@ -256,7 +256,7 @@ def test_lora_stays_float32_under_a_bfloat16_base(backbone: Any, inputs: Any, fi
 
 @pytest.mark.parametrize("name", ["student", "", "a.b", "a/b"])
 def test_names_that_are_taken_or_unfit(bank: AdapterBank, name: str) -> None:
-    with pytest.raises(AdapterError, match="name that is taken or unfit"):
+    with refused(AdapterError, value=name):
         bank.add(name, LoraForm(rank=2, alpha=2.0), 0)
 
 
@@ -275,7 +275,7 @@ def test_names_that_clash_inside_peft_work(bank: AdapterBank, backbone: Any, inp
 @pytest.mark.parametrize("target", ["attn.to_z", "norm_out", "attn.to_out"])
 def test_targets_that_this_base_cannot_adapt(backbone: Any, target: str) -> None:
     bank = AdapterBank(backbone)
-    with pytest.raises(AdapterError, match="cannot adapt"):
+    with refused(AdapterError, names=[target]):
         bank.add("new", LoraForm(rank=2, alpha=2.0, target_modules=("attn.to_q", target)), 0)
     assert bank.names == ()
 
@@ -289,7 +289,7 @@ def test_second_bank_on_one_backbone_is_refused(bank: AdapterBank, backbone: Any
     "values", [{"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"target_modules": ()}]
 )
 def test_settings_are_checked(values: dict[str, Any]) -> None:
-    with pytest.raises(AdapterError, match="Allowed"):
+    with refused(AdapterError, value=next(iter(values.values()))):
         LoraForm(**values)
 
 

@@ -55,15 +55,13 @@ def test_a_downloaded_repository_needs_no_network(cache: Path, name: str) -> Non
 def test_the_environment_may_forbid_the_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert adapter_folder("owner/teacher", key="adapter") == cache
-    with pytest.raises(AdapterError, match=r"HF_HUB_OFFLINE forbids.*'owner/unknown'"):
+    with refused(AdapterError, value="owner/unknown", names=["HF_HUB_OFFLINE"]):
         adapter_folder("owner/unknown", key="adapter")
 
 
 @pytest.mark.parametrize("name", ["owner/unknown", "owner/teacher@other"])
 def test_not_downloaded_and_offline(cache: Path, name: str) -> None:
-    with pytest.raises(
-        AdapterError, match=rf"the adapter in 'rows.a' .*base.offline forbids.*: '{name}'.*hf download"
-    ):
+    with refused(AdapterError, value=name, names=["'rows.a'", "base.offline", "hf download"]):
         adapter_folder(name, key="rows.a", offline=True)
 
 

@@ -130,7 +130,7 @@ def test_other_rank_than_the_config_says(saved: Path) -> None:
 @pytest.mark.parametrize("shapes", [((3, 8), (8, 4)), ((4, 8), (8, 3)), ((4,), (8, 4))])
 def test_one_factor_of_another_rank(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     down, up = shapes
-    with pytest.raises(AdapterError, match="do not have the rank"):
+    with refused(AdapterError, names=[str(list(down)), str(list(up))]):
         LoraWeights(4, 8.0, {"to_q": (torch.zeros(down), torch.zeros(up))})
 
 
@@ -145,14 +145,14 @@ def test_targets_and_weights_differ(saved: Path, targets: list[str]) -> None:
 def test_truncated_weights(saved: Path, length: int) -> None:
     content = (saved / WEIGHTS_FILE).read_bytes()
     (saved / WEIGHTS_FILE).write_bytes(content[:length])
-    with pytest.raises(AdapterError, match="damaged safetensors"):
+    with refused(AdapterError, names=[WEIGHTS_FILE]):
         LoraWeights.read(saved)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
 def test_missing_file(bank: AdapterBank, saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(AdapterError, match=f"No such file.*{name}"):
+    with refused(AdapterError, names=[name]):
         bank.put("new", read_adapter(saved))
 
 
@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
 )
 def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
-    with pytest.raises(AdapterError, match="not the config of a LoRA"):
+    with refused(AdapterError, names=["peft_type" if "peft_type" in changes else next(iter(changes))]):
         LoraWeights.read(saved)
 
 
@@ -187,7 +187,7 @@ def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
 )
 def test_options_that_change_the_meaning_are_refused(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
-    with pytest.raises(AdapterError, match="options that are not supported"):
+    with refused(AdapterError, value=changes):
         LoraWeights.read(saved)
 
 

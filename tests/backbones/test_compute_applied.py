@@ -135,12 +135,9 @@ def test_our_sd3_attention_is_that_of_diffusers(dual: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attention_backend_that_is_not_here_is_refused(kind: str) -> None:
-    with pytest.raises(ConfigError) as unknown:
+    names = ["'compute.attention_backend'", "'flash'", *(backend.value for backend in AttentionBackendName)]
+    with refused(ConfigError, value="flesh", names=names):
         cast(kind, attention_backend="flesh")
-    message = str(unknown.value)
-    assert "'compute.attention_backend': unknown name: 'flesh'. Allowed: _flash_3, " in message
-    assert all(backend.value in message for backend in AttentionBackendName)
-    assert "Did you mean 'flash'?" in message
     with refused(ConfigError, value="flash"):
         cast(kind, attention_backend="flash")
 

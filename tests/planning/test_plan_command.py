@@ -120,13 +120,13 @@ def test_the_kind_is_recognised() -> None:
 
 @pytest.mark.parametrize("name", ["merge", "sft", "evaluate", "demo"])
 def test_other_kinds_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}\.yaml is no training that can be planned"):
+    with refused(ConfigError, names=[f"{name}.yaml"]):
         read_training(asset_folder() / "configs" / f"{name}.yaml")
 
 
 def test_a_typo_does_not_hide_the_kind(config: Path) -> None:
     config.write_text(config.read_text().replace("teachers:", "teacher:"))
-    with pytest.raises(ConfigError, match="Did you mean 'teachers'"):
+    with refused(ConfigError, names=["'teacher'", "'teachers'"]):
         read_training(config)
 
 

@@ -94,7 +94,7 @@ def test_tasks_of_one_size_are_shuffled_apart() -> None:
     [{"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": float("nan")}],
 )
 def test_shares_that_do_not_match_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(DataError, match="a share above 0 for each of a, b"):
+    with refused(DataError, value=shares, names=["a, b"]):
         PromptRounds(prompts_of({"a": 1, "b": 1}), 0, 2, shares)
 
 

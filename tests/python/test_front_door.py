@@ -185,7 +185,7 @@ def test_an_objective_that_would_broadcast_is_refused(
     base: Base, quality: flow_opd.LoraWeights, objective: Any
 ) -> None:
     training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, objective=objective)
-    with pytest.raises(flow_opd.FlowOPDError, match="cannot be trained on"):
+    with refused(flow_opd.FlowOPDError, names=["shape"]):
         training.train()
 
 
@@ -193,7 +193,7 @@ def test_rewards_of_one_name_are_refused(base: Base) -> None:
     rewards = [lambda images, prompts: [0.0] * len(prompts), lambda images, prompts: [1.0] * len(prompts)]
     with refused(flow_opd.FlowOPDError, value=["<lambda>"]):
         flow_opd.evaluate(base, {"base": None}, ["a"], rewards, num_steps=1)
-    with pytest.raises(flow_opd.FlowOPDError, match="returned unusable scores"):
+    with refused(flow_opd.FlowOPDError, names=["<lambda>"]):
         flow_opd.evaluate(
             base, {"base": None}, ["a", "b"], [lambda images, prompts: images.mean()], num_steps=1
         )
@@ -212,7 +212,7 @@ def test_words_in_place_of_objects_are_refused(base: Base, quality: flow_opd.Lor
         lambda: flow_opd.Teacher(quality, extrapolation=0.5),
         lambda: flow_opd.Anchor(quality, share=2.0),
     ):
-        with pytest.raises(flow_opd.FlowOPDError, match=r"Allowed: .+ To fix: "):
+        with refused(flow_opd.FlowOPDError):
             wrong()
 
 

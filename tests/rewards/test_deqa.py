@@ -162,7 +162,7 @@ def broken(path, what):
     ],
 )
 def test_broken_folders_raise(tmp_path, what):
-    with pytest.raises(RewardError, match="no usable quality model") as caught:
+    with refused(RewardError, value=str(tmp_path / "deqa")) as caught:
         DeQAReward(broken(tmp_path / "deqa", what))
     assert "To fix" in str(caught.value)
 

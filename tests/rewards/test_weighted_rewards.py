@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -76,7 +75,7 @@ def test_training_refuses_a_prompt_that_cannot_be_judged() -> None:
 
 
 def test_a_number_that_is_not_finite_is_an_error_not_a_zero() -> None:
-    with pytest.raises(RewardError, match="unusable scores"):
+    with refused(RewardError, value=[float("nan")] * 3, names=["'broken'"]):
         scored(TrainingReward(Stated("broken", float("nan"))))
 
 

@@ -166,7 +166,7 @@ def test_broken_fused_weights_are_caught(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "fuse", lambda transformer, lora: None)
-    with pytest.raises(AdapterError, match="the fused weights export does not act"):
+    with refused(AdapterError, names=["fused weights"]):
         export.run(settings(world, tmp_path / "out", fused=True))
     assert not list(tmp_path.iterdir())
 
@@ -182,7 +182,7 @@ def test_an_adapter_without_effect_cannot_be_verified(world: Path, tmp_path: Pat
 
 def test_an_occupied_folder_is_left_alone(world: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="exists already"):
+    with refused(ConfigError, value=str(tmp_path)):
         export.run(settings(world, tmp_path))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
@@ -244,5 +244,5 @@ def test_a_slightly_wrong_alpha_is_caught_in_half_precision_too(
 
     monkeypatch.setitem(export.WRITERS, "peft", weaker)
     base = BaseModelSettings(path=str(world / "base"), max_sequence_length=0, dtype="bfloat16")
-    with pytest.raises(AdapterError, match="does not act"):
+    with refused(AdapterError, names=["peft"]):
         export.run(settings(world, tmp_path / "out", format="peft", base=base))

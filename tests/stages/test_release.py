@@ -218,5 +218,5 @@ def test_uploading_names_the_listed_files_and_tells_of_trouble(
         raise HfHubHTTPError("refused", response=reply)
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(ConfigError, match=r"'--repo' \(refused\).*'owner/student'.*hf auth login"):
+    with refused(ConfigError, value="owner/student", names=["'--repo'", "hf auth login"]):
         publish.run(settings)
