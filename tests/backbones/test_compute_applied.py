@@ -153,6 +153,7 @@ def test_a_base_that_ignores_the_choice_is_refused() -> None:
         prepare(backbone, TrainingComputeSettings(attention_backend="native"))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_follow_the_active_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and guarded by dynamo, which is what adapters could confuse; its compilers take minutes here."""
     monkeypatch.setattr(compute, "COMPILER", "eager")

@@ -72,6 +72,7 @@ def test_base_and_embeddings(plan: Plan, disk) -> None:
     assert plan.bytes_per_prompt == 4 * (SIZES.text * SIZES.joint + SIZES.pooled)
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_base_and_not_the_adapters(plan: Plan, disk) -> None:
     settings = from_values(disk.distillation(), DistillSettings, ["base.dtype=bfloat16"])
     half = plan_training(settings, PlanSettings()).memory[False].fixed
@@ -82,6 +83,7 @@ def test_half_precision_halves_the_base_and_not_the_adapters(plan: Plan, disk) -
     assert [half[part] for part in same] == [full[part] for part in same]
 
 
+@pytest.mark.slow
 def test_processes_share_the_rows(plan: Plan, disk) -> None:
     settings = from_values(disk.distillation(), DistillSettings)
     shared = plan_training(settings, PlanSettings(processes=3))
@@ -91,6 +93,7 @@ def test_processes_share_the_rows(plan: Plan, disk) -> None:
     assert shared.memory[False].kept == pytest.approx(plan.memory[False].kept * 3 / 4, rel=0.02)
 
 
+@pytest.mark.slow
 def test_text_encoders_leave_only_for_a_cache_of_embeddings(plan: Plan, disk) -> None:
     positions = 8 * SIZES.text  # bytes; int64 ids of the positions are part of an encoder
     assert plan.parameters.text_encoders == {"text_encoder": 5664, "text_encoder_2": 5664}

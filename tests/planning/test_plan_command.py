@@ -61,6 +61,7 @@ def config(disk, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_json_is_whole_and_stable(config: Path) -> None:
     result = call(str(config), "--json", "--utilisation", "0.5", "--processes", "2")
     assert result.exit_code == 0, result.output
@@ -94,6 +95,7 @@ def test_json_is_whole_and_stable(config: Path) -> None:
     assert plan["flops"]["run"] == pytest.approx(5 * plan["flops"]["update"]["total"])
 
 
+@pytest.mark.slow
 def test_tables_teach(disk, tmp_path: Path) -> None:
     file = tmp_path / "teacher.yaml"
     file.write_text(yaml.safe_dump(disk.grpo()))

@@ -122,6 +122,7 @@ def teacher(disk: Any, **changes: Any) -> Plan:
     return plan_training(from_values(disk.grpo(**changes), TeacherSettings), PlanSettings())
 
 
+@pytest.mark.slow
 def test_a_teachers_plan_counts_its_rewards(disk) -> None:
     network, processor = (
         teacher(disk, rewards=[reward]) for reward in ({"name": "pickscore", "path": CLIP}, {"name": "ocr"})
@@ -140,6 +141,7 @@ def test_a_teachers_plan_counts_its_rewards(disk) -> None:
     assert seconds[1] == pytest.approx(base + 8 * CPU_SECONDS["line"])
 
 
+@pytest.mark.slow
 def test_scoring_may_need_more_than_an_update(disk) -> None:
     """The quality net sees 8 x 8 pixels in full width, and so needs more than an update of the tiny base."""
     small, large = (
@@ -153,6 +155,7 @@ def test_scoring_may_need_more_than_an_update(disk) -> None:
         assert after.kept + after.working == max(before.kept + before.working, peak)
 
 
+@pytest.mark.slow
 def test_the_vae_is_counted_in_float32_on_any_base(disk) -> None:
     exact, half = (
         teacher(disk, base={"path": str(disk.base), "max_sequence_length": 0, "dtype": dtype})

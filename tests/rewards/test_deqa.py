@@ -80,6 +80,7 @@ def test_calibration_on_held_out_renders(reward, held_out):
     check_calibration(reward, as_images(pictures), strengths, kind, within=0.8)
 
 
+@pytest.mark.slow
 def test_calibration_survives_the_autoencoder(reward, held_out):
     pictures, strengths, kind = held_out
     vae = AutoencoderKL.from_pretrained(VAE).float()

@@ -257,6 +257,7 @@ def test_calibration_on_clean_renders(renders):
     assert refused.values.max() < 1
 
 
+@pytest.mark.slow
 def test_calibration_survives_the_blur_of_an_autoencoder(renders):
     from scipy.ndimage import gaussian_filter
 

@@ -105,6 +105,7 @@ def test_calibration_on_clean_signs(reward, signs):
     assert scores.values.mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_wrong_words_score_low(reward, signs):
     images, asked = signs
     far = [sign("fad" if index % 2 else "gin") for index in range(len(asked))]

@@ -53,6 +53,7 @@ def accuracy(scores, truth):
     return right / total
 
 
+@pytest.mark.slow
 def test_pair_accuracy_on_held_out_pairs(reward, held_out):
     scores, truth = score(reward, held_out, held_out.pictures), appeal(held_out)
     assert accuracy(scores, truth) >= 0.9
@@ -61,6 +62,7 @@ def test_pair_accuracy_on_held_out_pairs(reward, held_out):
         assert accuracy(scores[rows], truth[rows]) >= 0.8, name
 
 
+@pytest.mark.slow
 def test_pair_accuracy_survives_the_autoencoder(reward):
     vae = AutoencoderKL.from_pretrained(VAE).float()
     judged = judged_pictures(43, "test", 200, vae=vae, rebuilt=200)
