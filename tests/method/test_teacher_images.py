@@ -251,6 +251,7 @@ def test_some_captions_are_dropped(tmp_path: Path, tiny: Tiny) -> None:
 # What is learnt from them.
 
 
+@pytest.mark.slow
 def test_the_student_learns_the_velocity_of_its_teacher(tmp_path: Path) -> None:
     """The minimiser of velocity matching on images of an exact flow is that flow's velocity."""
     teacher, student = GaussianFlow(mean=0.8, std=0.4), SmallNet(0, width=32)

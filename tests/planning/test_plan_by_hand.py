@@ -11,6 +11,7 @@ from flow_opd.config.plan import PlanSettings
 from flow_opd.planning.plan import Plan
 from flow_opd.stages.plan import plan_training
 
+pytestmark = pytest.mark.slow
 # tiny.new_tiny_pipeline: 2 blocks, 2 heads of 8; latents [4, 4, 4] in patches of 2; prompts of 10 tokens.
 SIZES = Sizes(width=16, layers=2, image=4, text=10, joint=16, pooled=16, channels=4)
 RANK = 4  # of the student
@@ -72,7 +73,6 @@ def test_base_and_embeddings(plan: Plan, disk) -> None:
     assert plan.bytes_per_prompt == 4 * (SIZES.text * SIZES.joint + SIZES.pooled)
 
 
-@pytest.mark.slow
 def test_half_precision_halves_the_base_and_not_the_adapters(plan: Plan, disk) -> None:
     settings = from_values(disk.distillation(), DistillSettings, ["base.dtype=bfloat16"])
     half = plan_training(settings, PlanSettings()).memory[False].fixed
@@ -83,7 +83,6 @@ def test_half_precision_halves_the_base_and_not_the_adapters(plan: Plan, disk) -
     assert [half[part] for part in same] == [full[part] for part in same]
 
 
-@pytest.mark.slow
 def test_processes_share_the_rows(plan: Plan, disk) -> None:
     settings = from_values(disk.distillation(), DistillSettings)
     shared = plan_training(settings, PlanSettings(processes=3))
@@ -93,7 +92,6 @@ def test_processes_share_the_rows(plan: Plan, disk) -> None:
     assert shared.memory[False].kept == pytest.approx(plan.memory[False].kept * 3 / 4, rel=0.02)
 
 
-@pytest.mark.slow
 def test_text_encoders_leave_only_for_a_cache_of_embeddings(plan: Plan, disk) -> None:
     positions = 8 * SIZES.text  # bytes; int64 ids of the positions are part of an encoder
     assert plan.parameters.text_encoders == {"text_encoder": 5664, "text_encoder_2": 5664}

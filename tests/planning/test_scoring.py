@@ -68,6 +68,7 @@ def test_the_quality_net_is_planned_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("side", [None, 96])
+@pytest.mark.slow
 def test_geneval_is_planned_as_it_is(tmp_path: Path, side: int | None) -> None:
     folder = str(save_mask2former(tmp_path / "mask2former"))
     spec = GenEvalSettings(name="geneval", detector=folder, colors=CLIP, side=side, batch_size=2)

@@ -64,6 +64,7 @@ def test_every_public_name_is_there_and_nothing_is_said() -> None:
         flow_opd.destill  # noqa: B018
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_base_do_not_disturb_each_other(
     base: Base, quality: flow_opd.LoraWeights
 ) -> None:
@@ -144,6 +145,7 @@ def trained_until_interrupted(folder: Path) -> None:
         print("stopped", training.round, training.adapter.rank, flush=True)
 
 
+@pytest.mark.slow
 def test_who_breaks_off_can_go_on_elsewhere(
     base: Base, quality: flow_opd.LoraWeights, tmp_path: Path
 ) -> None:

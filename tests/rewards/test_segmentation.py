@@ -150,6 +150,7 @@ def test_cut_out_as_pillow_does_it():
     assert tuple(cut_out(picture, np.zeros_like(mask), box)[0, 0]) == BACKGROUND
 
 
+@pytest.mark.slow
 def test_colours_are_those_of_clips_own_forward_pass(clip_folder):
     """Sizes of all kinds; embeddings by CLIPModel.forward, templates and means written out anew."""
     rng = np.random.default_rng(2)

@@ -75,6 +75,7 @@ def test_a_size_that_the_base_cannot_draw_is_refused_by_a_stage(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_memory_settings_change_nothing_that_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

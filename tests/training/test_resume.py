@@ -69,6 +69,7 @@ def check_same_end(one: Path, other: Path, rounds: int, updates: int) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "cut_at", "updates"), [("opd", 3, 1), ("grpo", 5, 2), ("sft", 3, 1)])
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_exactly(
     tmp_path: Path, algorithm: str, cut_at: int, updates: int
 ) -> None:
