@@ -24,7 +24,7 @@ from torch import Tensor
 from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.loading import DTYPES
 from flow_opd.config.common import BaseModelSettings, OptimizerSettings, TrainingComputeSettings
-from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies, direct_opd
@@ -92,7 +92,7 @@ def main() -> None:
         schedule=make_schedule(
             backbone.sigmas(asked.steps), noise_level=0.7, stochastic_steps=(0, asked.steps - 1)
         ),
-        dynamics=DYNAMICS.get("sde"),
+        dynamics=DynamicsSettings.of("sde").build(),
         micro_batch_size=asked.prompts,
     )
     anchor = Target("anchor_gap", fields["anchor"], weight=0.02)

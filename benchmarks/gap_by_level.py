@@ -17,7 +17,6 @@ from flow_opd.config.common import PromptsSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import WalkNoise, rollout, schedule_rows
 from flow_opd.runs.base import Base
@@ -56,7 +55,7 @@ def gaps(adapter: str) -> dict[str, Any]:
         conditioning = backbone.encode_prompts(prompts)
         seeds = [generator(0, "gap", task, row) for row in range(len(prompts))]
         noise = WalkNoise(backbone.latent_shape, schedule, seeds, backbone.device)
-        dynamics = DYNAMICS.get(sampling.dynamics)
+        dynamics = sampling.dynamics.build()
         drawn = rollout(teachers, conditioning, prompts, schedule=schedule, dynamics=dynamics, noise=noise)
         for step in range(len(schedule)):
             here = (drawn.latents[:, step], schedule_rows(schedule, step, len(prompts))[0], conditioning)

@@ -17,11 +17,12 @@ import time
 import torch
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.merge_methods import MERGE_METHODS
 from flow_opd.adapters.merging import merge
 from flow_opd.config.common import ATTENTION_PROJECTIONS
+from flow_opd.config.merge import MergeMethodSettings
 
 WIDTH, RANK, ALPHA, TEACHERS = 1536, 32, 64.0, 4
+CUT = ("svd", "ties", "dare")  # methods that are given a rank
 
 
 def random_lora(seed: int, layers: int) -> LoraWeights:
@@ -45,10 +46,10 @@ def measure(method: str, layers: int) -> None:
     """Merges by one method and prints a row of the table."""
     loras = [random_lora(seed, layers) for seed in range(TEACHERS)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    weights = [1 / TEACHERS] * TEACHERS if MERGE_METHODS.get(method).weights == "given" else None
-    rank = RANK if MERGE_METHODS.get(method).rank == "chosen" else None
+    weights = [1 / TEACHERS] * TEACHERS if method == "weighted" else None
+    chosen = MergeMethodSettings.of(method, {"rank": RANK} if method in CUT else None).build()
     started, spent = time.perf_counter(), time.process_time()
-    merged, report = merge(loras, weights, method, rank=rank)
+    merged, report = merge(loras, chosen, weights)
     seconds, spent = time.perf_counter() - started, time.process_time() - spent
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
@@ -76,7 +77,7 @@ def main() -> None:
     )
     print("| method | rank | energy kept | seconds | CPU seconds | peak RSS, MB | of it by the merge, MB |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for method in words.methods or list(MERGE_METHODS):
+    for method in words.methods or MergeMethodSettings.kind.own:
         subprocess.run(
             [sys.executable, __file__, method, "--layers", str(words.layers), "--here"], check=True
         )

@@ -9,15 +9,13 @@ import argparse
 
 import torch
 
-from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.merging import merge
-from flow_opd.config.locations import locate
+import flow_opd
 
 TASKS = ("composition", "text", "preference", "quality")
 RATE = 1e-4
 
 
-def movement(lora: LoraWeights) -> float:
+def movement(lora: flow_opd.LoraWeights) -> float:
     """Returns |delta' - delta| over all modules after one step of RATE."""
     generator = torch.Generator().manual_seed(0)
     moved = 0.0
@@ -33,14 +31,14 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    teachers = [LoraWeights.read(locate(f"asset:teachers/{task}")) for task in TASKS]
-    mean, _ = merge(teachers, method="mean")
+    teachers = [flow_opd.load_adapter(f"asset:teachers/{task}") for task in TASKS]
+    mean = flow_opd.merge(teachers)
     norm = sum(float(mean.delta(module).square().sum()) for module in mean.factors) ** 0.5
     students = {
-        f"svd, rank 32, alpha {alpha}": merge(teachers, method="svd", rank=32, alpha=float(alpha))[0]
+        f"svd, rank 32, alpha {alpha}": flow_opd.merge(teachers, method="svd", rank=32, alpha=float(alpha))
         for alpha in (16, 32, 64, 128)
     }
-    students["factor-average, rank 16, alpha 32"] = merge(teachers, method="factor-average")[0]
+    students["factor-average, rank 16, alpha 32"] = flow_opd.merge(teachers, method="factor-average")
     for name, lora in students.items():
         print(f"{name}: {100 * movement(lora) / norm:.2f} % of the norm of the mean delta")
 

@@ -41,7 +41,6 @@ from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
 from flow_opd.protocols import Reward
 from flow_opd.runs.prompts import prompts_of
-from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -57,7 +56,7 @@ class TaskRewards:
     def __init__(self) -> None:
         """Loads them."""
         specs = read(locate("asset:configs/demo.yaml"), DemoSettings).evaluate.rewards
-        rewards: dict[str, Reward] = {spec.name: build_reward(spec) for spec in specs}
+        rewards: dict[str, Reward] = {spec.name: spec.build() for spec in specs}
         self.rewards = {task: rewards[name] for task, name in REWARD_OF_TASK.items()}
 
     def __call__(self, pictures: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -23,7 +23,6 @@ from torch.nn import Parameter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.distill import DistillSettings
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import Dynamics, LoadedBackbone, VelocityField
@@ -113,7 +112,7 @@ class OfficialSchedule:
         self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
         self.average = EMA(self.parameters, settings.ema) if settings.ema else None
         self.rounds = prompt_rounds(settings)
-        self.dynamics: Dynamics = DYNAMICS.get(sampling.dynamics)
+        self.dynamics: Dynamics = sampling.dynamics.build()
         self.schedule: Schedule = make_schedule(
             self.networks.backbone.sigmas(sampling.num_steps),
             noise_level=sampling.noise_level,

@@ -11,11 +11,11 @@ import torch
 from random_base import write_base
 from torch import Tensor
 
+import flow_opd
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.merging import merge
 from flow_opd.backbones.loading import DTYPES, load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings, PromptsSettings
@@ -61,7 +61,7 @@ class Laboratory:
 def miniature() -> Laboratory:
     """Returns the miniature with its four teachers and their merge."""
     teachers = {task: read_adapter(locate(f"asset:teachers/{task}")) for task in TASKS}
-    merged, _ = merge(list(teachers.values()), method="svd", rank=32)
+    merged = flow_opd.merge(list(teachers.values()), method="svd", rank=32)
     prompts = prompts_of([PromptsSettings(path=f"asset:prompts/train/{task}.jsonl") for task in TASKS])
     training = {
         "run": {"out": "unused", "rounds": 12},

@@ -22,10 +22,11 @@ from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.flow.schedule import make_schedule
+from flow_opd.method.corrections import sampled_log_ratio
 from flow_opd.method.groups import GroupSampling
 from flow_opd.method.grpo import flow_grpo
 from flow_opd.method.objectives import Target, VelocityMatching, WeightedTerms
@@ -194,7 +195,7 @@ class Tiny:
             schedule=make_schedule(
                 self.backbone.sigmas(num_steps), noise_level=0.7, stochastic_steps=(first, stop)
             ),
-            dynamics=DYNAMICS.get(dynamics),
+            dynamics=DynamicsSettings.of(dynamics).build(),
             micro_batch_size=micro_batch_size,
             processes=processes,
         )
@@ -266,7 +267,7 @@ class Tiny:
         return policy_gradient_opd(
             self.policies(),
             walks,
-            correction="sampled-log-ratio",
+            correction=sampled_log_ratio,
             updates_per_round=1,
             clip_range=0.05,
             advantage_clip=1e3,

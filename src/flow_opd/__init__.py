@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from flow_opd.config.common import EMASettings as EMASettings
     from flow_opd.config.common import LoraSettings as LoraSettings
     from flow_opd.config.common import OptimizerSettings as OptimizerSettings
-    from flow_opd.config.common import SamplingSettings as SamplingSettings
     from flow_opd.config.distill import DistillConfig as DistillConfig
+    from flow_opd.config.sampling import SamplingSettings as SamplingSettings
     from flow_opd.config.sft import SFTConfig as SFTConfig
     from flow_opd.config.teacher import GRPOConfig as GRPOConfig
     from flow_opd.errors import FlowOPDError as FlowOPDError
@@ -58,7 +58,7 @@ _HOMES = {
     "OptimizerSettings": "config.common",
     "Prompt": "types",
     "SFTConfig": "config.sft",
-    "SamplingSettings": "config.common",
+    "SamplingSettings": "config.sampling",
     "Teacher": "runs.teachers",
     "Training": "runs.training",
     "TrainingReward": "rewards.table",

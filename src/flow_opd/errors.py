@@ -23,6 +23,7 @@ class FlowOPDError(Exception):
             fix: what to do.
         """
         super().__init__(explain(what, value=value, allowed=allowed, fix=fix) if allowed else what)
+        self.what, self.value, self.allowed, self.fix = what, value, allowed, fix
 
 
 class ConfigError(FlowOPDError, ValueError):

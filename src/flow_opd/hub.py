@@ -45,7 +45,7 @@ class _Told(NamedTuple):
 
 
 def is_offline(setting: bool) -> bool:
-    """Says whether the hub may not be asked: by base.offline, or by HF_HUB_OFFLINE in the environment."""
+    """Says whether the hub may not be contacted: by base.offline, or by HF_HUB_OFFLINE in the environment."""
     return setting or constants.HF_HUB_OFFLINE
 
 
@@ -129,7 +129,7 @@ def _answered(answer: HfHubHTTPError, name: str, what: str) -> _Told:
     """Returns what is said where the hub has answered, but not with the repository."""
     if isinstance(answer, GatedRepoError):
         return _Told(
-            f"{what} is gated: its owners ask everybody to accept its licence first",
+            f"{what} is gated: accept its licence first",
             "a hub account that has accepted it, and its token on this machine",
             f"accept it at {constants.ENDPOINT}/{name.partition('@')[0]}, then {_sign_in()}",
         )
@@ -159,11 +159,11 @@ def _answered(answer: HfHubHTTPError, name: str, what: str) -> _Told:
 
 
 def _unanswered(what: str, offline: bool) -> _Told:
-    """Returns what is said where the hub was not asked, or has not answered."""
+    """Returns the message where the hub was not contacted, or has not answered."""
     if is_offline(offline):
         forbids = "base.offline" if offline else "HF_HUB_OFFLINE"
         return _Told(
-            f"{what} is not on this machine, and {forbids} forbids to ask the hub",
+            f"{what} is not on this machine, and {forbids} forbids contacting the hub",
             "an existing path, or a repository that has been downloaded before, in this revision",
             "download it where there is a network with `hf download`, or set base.offline: false and unset "
             "HF_HUB_OFFLINE",

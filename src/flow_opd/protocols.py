@@ -142,7 +142,7 @@ class Objective(Protocol):
 
 
 class Term(Protocol):
-    """A part of an objective that judges the student's velocity at the points of a batch."""
+    """A part of an objective: a loss on the student's velocity at the points of a batch."""
 
     name: str
 

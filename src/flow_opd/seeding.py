@@ -17,6 +17,6 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
     """Returns a CPU generator for `path`, e.g. generator(0, "walk", round, "noise").
 
     Re-seeding from the progress counter instead of carrying a state is what makes a resumed run
-    draw the same noise (the habit is that of edm2 and k-diffusion).
+    draw the same noise.
     """
     return torch.Generator().manual_seed(derived_seed(seed, *path))

@@ -115,14 +115,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TransitionBatch:
-    """Steps of trajectories, as rows. Optional fields are there where an objective asks for them."""
+    """Steps of trajectories, as rows. Optional fields are there where an objective needs them."""
 
     latents: Tensor  # [M, C, H, W]
     sigma: Tensor  # [M]
     sigma_next: Tensor  # [M]
     noise_level: Tensor  # [M]
     conditioning: Conditioning  # M rows
-    weight: Tensor | None = None  # [M], what a squared velocity gap counts at this state
+    weight: Tensor | None = None  # [M], weight of the squared velocity error at this state
     rank: Tensor | None = None  # [M], in (0, 1): place of the state in a random order of its step's states
     velocity: Tensor | None = None  # [M, C, H, W], the student's with its graph, from the fused walk
     next_latents: Tensor | None = None  # [M, C, H, W], the sampled successor
@@ -156,7 +156,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A loss as sum and count, so that ragged batches add up to exactly the loss of one big batch."""
+    """A loss as sum and count, so that batches of any sizes add up to exactly the loss of one big batch."""
 
     total: Tensor  # scalar with graph, summed over rows
     count: int  # rows
@@ -171,7 +171,7 @@ class RewardScores:
     values: Tensor  # [B], float32
     valid: Tensor  # [B], bool; False = this reward does not apply to the prompt
     scale: tuple[float, float]  # lowest and highest possible value
-    parts: Mapping[str, Tensor] = field(default_factory=dict)  # further [B] readings, e.g. "strict"
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # further values [B], e.g. "strict"
 
 
 @dataclass(frozen=True)

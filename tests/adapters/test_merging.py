@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -9,17 +11,37 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
+import flow_opd
 from errors import ANY, refused
+from flow_opd.adapters import merging
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
-from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeOptions
-from flow_opd.adapters.merging import merge
+from flow_opd.adapters.merge_report import MergeReport
+from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.errors import AdapterError, ConfigError
 
+METHODS = list(MergeMethodSettings.kind.own)
+CUT = ("svd", "ties", "dare")
 SHAPES = {"block.0.to_q": (12, 10), "block.1.to_q": (7, 16), "block.1.to_k": (9, 9)}
+
+
+def merge(
+    loras: Sequence[LoraWeights],
+    weights: Sequence[float] | None = None,
+    method: str = "mean",
+    rank: int | None = None,
+    alpha: float | None = None,
+    *,
+    options: dict[str, float] | None = None,
+    seed: int = 0,
+) -> tuple[LoraWeights, MergeReport]:
+    given = {**({} if rank is None else {"rank": rank}), **(options or {})}
+    chosen = replace(MergeMethodSettings.of(method, given).build(), alpha=alpha)
+    return merging.merge(loras, chosen, weights, seed=seed)
 
 
 def make(seed: int, rank: int = 3, alpha: float = 6.0) -> LoraWeights:
@@ -132,13 +154,13 @@ def test_factor_average_is_right_for_equal_adapters_only() -> None:
         merge([make(0, rank=2), make(1, rank=3)], method="factor-average")
 
 
-@pytest.mark.parametrize("method", MERGE_METHODS.names())
+@pytest.mark.parametrize("method", METHODS)
 def test_merging_one_adapter_is_the_identity(method: str) -> None:
     one = make(5)
-    weights = [1.0] if MERGE_METHODS.get(method).weights == "given" else None
-    rank = one.rank if MERGE_METHODS.get(method).rank == "chosen" else None
-    options = MergeOptions(density=1.0, drop=0.0)
-    merged, report = merge([one], weights, method, rank, one.alpha, options)
+    weights = [1.0] if method == "weighted" else None
+    rank = one.rank if method in CUT else None
+    options = {"ties": {"density": 1.0}, "dare": {"drop": 0.0}}.get(method)
+    merged, report = merge([one], weights, method, rank, options=options)
     assert_deltas(merged, deltas([one]))
     assert report.teachers[0].cosine == pytest.approx(1.0)
     assert report.teachers[0].norm_ratio == pytest.approx(1.0)
@@ -149,7 +171,7 @@ def test_merging_one_adapter_is_the_identity(method: str) -> None:
 @pytest.mark.parametrize("method", ["mean", "svd", "ties", "factor-average"])
 def test_order_does_not_matter(method: str) -> None:
     several = [make(seed) for seed in range(3)]
-    rank = 4 if MERGE_METHODS.get(method).rank == "chosen" else None
+    rank = 4 if method in CUT else None
     first = merge(several, method=method, rank=rank)[0]
     for order in permutations(several):
         again = merge(list(order), method=method, rank=rank)[0]
@@ -197,7 +219,7 @@ def test_ties_by_hand() -> None:
         LoraWeights(2, 2.0, {"m": (eye, torch.tensor(delta))})
         for delta in ([[4.0, -1.0], [3.0, 2.0]], [[-2.0, 5.0], [1.0, -6.0]], [[2.0, 1.0], [-5.0, 0.0]])
     ]
-    merged, _ = merge(several, method="ties", rank=2, options=MergeOptions(density=0.5))
+    merged, _ = merge(several, method="ties", rank=2, options={"density": 0.5})
     torch.testing.assert_close(merged.delta("m"), torch.tensor([[3.0, 5.0], [-5.0, -6.0]]))
     with refused(AdapterError, value=[1.0, 1.0, -1.0]):
         merge(several, [1.0, 1.0, -1.0], "ties", rank=2)
@@ -207,7 +229,7 @@ def test_dare_is_seeded_unbiased_and_drops() -> None:
     several = [make(0), make(1)]
 
     def run(seed: int) -> Tensor:
-        merged, _ = merge(several, method="dare", rank=16, options=MergeOptions(drop=0.6, seed=seed))
+        merged, _ = merge(several, method="dare", rank=16, options={"drop": 0.6}, seed=seed)
         return merged.delta("block.0.to_q")
 
     assert torch.equal(run(3), run(3))
@@ -256,10 +278,6 @@ def test_thin_svd_never_needs_the_wide_matrix() -> None:
         ({"method": "svd", "rank": 2, "weights": [1.0]}, [1.0], "weights"),
         ({"method": "svd", "rank": 2, "weights": [0.0, 0.0]}, [0.0, 0.0], "weights"),
         ({"method": "svd", "rank": 2, "weights": [float("nan"), 1.0]}, [float("nan"), 1.0], "weights"),
-        ({"method": "svd"}, None, "'svd'"),
-        ({"method": "ties", "rank": 0}, 0, "'ties'"),
-        ({"method": "mean", "rank": 3}, 3, "'mean'"),
-        ({"method": "svd", "rank": 2, "alpha": 0.0}, 0.0, "alpha"),
     ],
 )
 def test_what_a_merge_refuses(arguments: dict[str, Any], value: object, name: str) -> None:
@@ -267,13 +285,55 @@ def test_what_a_merge_refuses(arguments: dict[str, Any], value: object, name: st
         merge(**({"loras": [make(0), make(1)]} | arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ({"method": "svd"}, "rank"),
+        ({"method": "ties", "rank": 0}, "rank"),
+        ({"method": "mean", "rank": 3}, "rank"),
+    ],
+)
+def test_settings_that_do_not_fit_the_method(arguments: dict[str, Any], key: str) -> None:
+    with refused(ConfigError, names=[key]):
+        flow_opd.merge([make(0), make(1)], **arguments)
+
+
+def test_an_alpha_that_is_none() -> None:
+    with refused(AdapterError, value=0.0, names=["alpha"]):
+        flow_opd.merge([make(0), make(1)], alpha=0.0)
+
+
+def test_a_function_of_ones_own_merges() -> None:
+    def largest(parts: Sequence[LowRank], weights: Sequence[float], generator: torch.Generator) -> LowRank:
+        return max(parts, key=lambda part: part.inner(part))
+
+    small, large = make(0), make(1)
+    large = LoraWeights(large.rank, 4 * large.alpha, large.factors)
+    assert_deltas(flow_opd.merge([small, large], method=largest), deltas([large]))
+    dense = flow_opd.merge([small, large], method=lambda *given: largest(*given).dense(), rank=2)
+    assert dense.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "rank"),
+    [
+        (lambda parts: parts[0].dense(), None),  # dense, and no rank to cut it to
+        (lambda parts: parts[0].dense()[:-1], 2),
+        (lambda parts: parts[0].dense() * float("nan"), 2),
+    ],
+)
+def test_what_a_function_may_not_return(made: Callable[..., Tensor], rank: int | None) -> None:
+    with refused(AdapterError):
+        flow_opd.merge([make(0), make(1)], method=lambda parts, *_: made(parts), rank=rank)
+
+
 def test_unknown_method_and_options() -> None:
-    with refused(ConfigError, value="tie", names=["ties"]):
-        merge([make(0)], method="tie")
-    with refused(AdapterError, value=0.0):
-        MergeOptions(density=0.0)
-    with refused(AdapterError, value=1.0):
-        MergeOptions(drop=1.0)
+    with refused(ConfigError, names=["'tie'", "'ties'"]):
+        flow_opd.merge([make(0)], method="tie")
+    with pytest.raises(ValidationError, match="density"):
+        MergeMethodSettings.of("ties", {"rank": 2, "density": 0.0})
+    with pytest.raises(ValidationError, match="drop"):
+        MergeMethodSettings.of("dare", {"rank": 2, "drop": 1.0})
 
 
 def test_different_shapes_are_refused() -> None:
@@ -283,19 +343,19 @@ def test_different_shapes_are_refused() -> None:
         merge([one, swapped], method="mean")
 
 
-@pytest.mark.parametrize("method", MERGE_METHODS.names())
+@pytest.mark.parametrize("method", METHODS)
 def test_a_module_that_an_adapter_lacks_counts_as_zero(method: str) -> None:
     one, two = make(0), make(1)
     lacking, absent = list(SHAPES)[:2], list(SHAPES)[2]
     fewer = LoraWeights(two.rank, two.alpha, {m: two.factors[m] for m in lacking})
     zero = {absent: (two.factors[absent][0], torch.zeros_like(two.factors[absent][1]))}
     whole = LoraWeights(two.rank, two.alpha, {**two.factors, **zero})
-    weights = [0.5, 0.5] if MERGE_METHODS.get(method).weights == "given" else None
-    rank = 6 if MERGE_METHODS.get(method).rank == "chosen" else None
-    options = MergeOptions(density=0.5, drop=0.3, seed=1)
-    expected = merge([one, whole], weights, method, rank, options=options)[0]
+    weights = [0.5, 0.5] if method == "weighted" else None
+    rank = 6 if method in CUT else None
+    options = {"ties": {"density": 0.5}, "dare": {"drop": 0.3}}.get(method)
+    expected = merge([one, whole], weights, method, rank, options=options, seed=1)[0]
     for order in ([one, fewer], [fewer, one]) if method != "dare" else ([one, fewer],):
-        merged, report = merge(order, weights, method, rank, options=options)
+        merged, report = merge(order, weights, method, rank, options=options, seed=1)
         if method == "factor-average":  # its A is halved too, as that of a zero adapter would be
             assert_deltas(merged, {m: expected.delta(m) for m in lacking})
             assert_deltas(merged, {absent: one.delta(absent) / 4})

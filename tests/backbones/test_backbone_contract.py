@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.backbones.loading import BACKBONES
 from flow_opd.backbones.pipeline import DiffusersBackbone
+from flow_opd.config.common import BackboneSettings
 from flow_opd.method.rollouts import draw_noise
 from flow_opd.types import Prompt
 from tiny import PROMPTS, fill
 from tiny_pipelines import tiny_backbone
 
 
-@pytest.fixture(params=sorted(BACKBONES))
+@pytest.fixture(params=sorted(BackboneSettings.kind.own))
 def base(request: pytest.FixtureRequest) -> DiffusersBackbone:
     return tiny_backbone(request.param)
 
@@ -27,7 +27,7 @@ def noise_of(base: DiffusersBackbone, rows: int) -> torch.Tensor:
 
 
 def test_it_is_the_one_of_its_pipeline(base: DiffusersBackbone) -> None:
-    assert type(base) is BACKBONES[type(base.pipe).__name__]
+    assert type(base) is BackboneSettings.of(type(base.pipe).__name__).build()
     assert base.pipeline is type(base.pipe)
     parts = set(base.pipe.components)
     assert {name for name in parts if name.startswith("text_encoder")} == set(base.text_encoders)

@@ -96,7 +96,7 @@ def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(sessio
     told, given = session.told, session.given
     assert told["without T5"] == told["again, offline"] == told["with T5"] == [8]
     assert told["with T5, offline"] == [12]
-    assert "base.offline forbids to ask the hub" in told["T5 offline"]  # it had not come along
+    assert "base.offline forbids contacting the hub" in told["T5 offline"]  # it had not come along
     assert len(set(given)) == len(given)
     assert {"text_encoder_3/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"} <= set(
         given

@@ -16,16 +16,15 @@ from errors import refused
 from flow_opd.backbones import compute
 from flow_opd.backbones.attention import DispatchedJointAttention
 from flow_opd.backbones.compute import prepare
-from flow_opd.backbones.loading import BACKBONES
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import TrainingComputeSettings
+from flow_opd.config.common import BackboneSettings, TrainingComputeSettings
 from flow_opd.errors import ConfigError
 from flow_opd.method.rollouts import draw_noise
 from flow_opd.types import Conditioning
 from tiny import PROMPTS, gradients
 from tiny_pipelines import TinyOn, tiny_backbone, tiny_sd3
 
-KINDS = sorted(BACKBONES)
+KINDS = sorted(BackboneSettings.kind.own)
 MATH, FLASH = "aten::_scaled_dot_product_attention_math", "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 

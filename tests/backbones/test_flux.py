@@ -17,8 +17,8 @@ from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.flux import FluxBackbone, pack, token_positions, unpack
 from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
@@ -77,7 +77,7 @@ def test_every_step_is_that_of_diffusers(guidance: float | None, true_cfg_scale:
         base.encode_prompts(PROMPTS),
         PROMPTS,
         schedule=(schedule := ode_schedule(base.sigmas(STEPS))),
-        dynamics=DYNAMICS.get("sde"),
+        dynamics=DynamicsSettings.of("sde").build(),
         noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(theirs) == STEPS

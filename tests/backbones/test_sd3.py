@@ -11,8 +11,8 @@ from torch import Tensor
 
 from errors import refused
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
@@ -78,7 +78,7 @@ def test_every_euler_step_is_that_of_diffusers(
         base.encode_prompts(PROMPTS),
         PROMPTS,
         schedule=(schedule := ode_schedule(base.sigmas(STEPS))),
-        dynamics=DYNAMICS.get(dynamics),
+        dynamics=DynamicsSettings.of(dynamics).build(),
         noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(theirs) == STEPS
@@ -112,7 +112,7 @@ def test_every_step_is_that_of_diffusers_with_t5_and_at_other_sizes(
         base.encode_prompts(PROMPTS),
         PROMPTS,
         schedule=(schedule := ode_schedule(base.sigmas(STEPS))),
-        dynamics=DYNAMICS.get("sde"),
+        dynamics=DynamicsSettings.of("sde").build(),
         noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(theirs) == STEPS

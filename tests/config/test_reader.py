@@ -78,11 +78,11 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (("  - name: ocr", "  - name: orc"), ("'rewards.0.name' in", ":8: 'orc'", "Did you mean 'ocr'?")),
+        (("  - name: ocr", "  - name: orc"), ("unknown reward", ":8: 'orc'", "Did you mean 'ocr'?")),
         (("  - name: ocr", "  - weight: 1"), ("missing key 'name' in", ":8")),
         (
             ("  - name: ocr", "  - {name: deqa, path: p, alphabet: a}"),
-            ("'alphabet'", "weight, tasks, name, path"),
+            ("'alphabet'", "name, weight, tasks, path"),
         ),
         (("  - name: ocr", "  - name: deqa"), ("missing key 'path' in", ":8 (section rewards.0)")),
         (("run: {out: runs/t, rounds: 5}", ""), ("missing key 'run' in", "add 'run'")),
@@ -253,4 +253,4 @@ def test_yaml_text_names_every_default() -> None:
         )
     )
     assert "seed: 0\n" in text
-    assert "method:\n  name: mean\n" in text
+    assert "method: mean\n" in text

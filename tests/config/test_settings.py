@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
 
-from flow_opd.adapters.merge_methods import MERGE_METHODS
 from flow_opd.cli.common import SETTINGS, settings_of
-from flow_opd.config.common import SamplingSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.describe import describe
 from flow_opd.config.file.reader import from_values
-from flow_opd.config.file.schema import alternatives
-from flow_opd.config.merge import MergeSettings
+from flow_opd.config.merge import MergeMethodSettings, MergeSettings
+from flow_opd.config.objectives import ObjectiveSettings
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.sft import SFTSettings
-from flow_opd.config.state_weights import CustomStateWeights, NamedStateWeights, weighted_states
+from flow_opd.config.state_weights import CustomStateWeights, StateWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.advantages import NORMALIZATIONS
-from flow_opd.flow.dynamics import DYNAMICS
-from flow_opd.flow.weights import STATE_WEIGHTS
 
 BASE = {"path": "asset:base", "max_sequence_length": 0}
 DISTILL: dict[str, Any] = {
@@ -84,19 +79,13 @@ def test_keys_tell_type_default_and_choice() -> None:
     assert "objective(direct-kl).clip_range" not in keys
 
 
-def merge_words(annotation: Any) -> Iterator[str]:
-    for part in alternatives(annotation):
-        assert issubclass(part, BaseModel)
-        yield from part.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
-
-
-def test_words_agree_with_the_registries() -> None:
-    assert sorted(merge_words(MergeSettings.model_fields["method"].annotation)) == MERGE_METHODS.names()
-    assert sorted(SamplingSettings.model_fields["dynamics"].annotation.__args__) == DYNAMICS.names()  # type: ignore[union-attr]
+def test_words_agree_with_the_parts() -> None:
+    for kind in (MergeMethodSettings, DynamicsSettings, StateWeightsSettings, ObjectiveSettings):
+        for name in kind.kind.own:
+            words = get_args(kind.chosen(name).model_fields["name"].annotation)
+            assert name in words, (kind, name)
     words = TeacherSettings.model_fields["reward_normalization"].annotation.__args__  # type: ignore[union-attr]
-    assert sorted(words) == NORMALIZATIONS.names()
-    words = NamedStateWeights.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
-    assert sorted({*words} - {"sde"}) == STATE_WEIGHTS.names()  # which reads the walk's noise level
+    assert {*words} == {*NORMALIZATIONS}
 
 
 @pytest.mark.parametrize(("objective", "share"), [("direct-kl", 0.125), ("sampled-log-ratio", 1.0)])
@@ -110,12 +99,12 @@ def test_an_anchor_is_asked_at_an_eighth_where_that_can_be(objective: str, share
 def test_weights_of_states_are_a_word_or_a_section() -> None:
     assert from_values(DISTILL, DistillSettings).state_weights.name == "velocity"
     word = from_values(DISTILL, DistillSettings, ["state_weights=x0"])
-    assert word.state_weights == NamedStateWeights(name="x0")
+    assert word.state_weights == StateWeightsSettings.of("x0")
     own = {"sampling": {"num_steps": 3}, "state_weights": {"name": "custom", "values": [1, 0.5, 0]}}
     settings = from_values(changed(DISTILL, own), DistillSettings)
     assert settings.state_weights == CustomStateWeights(name="custom", values=(1.0, 0.5, 0.0))
-    assert weighted_states(settings.state_weights, 3) == 2
-    assert weighted_states(word.state_weights, 10) == 10
+    assert settings.state_weights.weighted(3) == 2
+    assert word.state_weights.weighted(10) == 10
 
 
 def test_a_teacher_has_the_same_weights_of_states() -> None:
@@ -152,7 +141,7 @@ def test_objective_and_merge_are_words_or_sections() -> None:
     assert short.objective.name == "sampled-log-ratio"
     assert short.objective.clip_range == 1e-4
     message = refusal(DistillSettings, changed(DISTILL, {"objective": "direct-lk"}))
-    assert "wrong value of 'objective' in the command line: 'direct-lk'" in message
+    assert "unknown objective in the command line: 'direct-lk'" in message
     assert "Did you mean 'direct-kl'?" in message
     message = refusal(
         DistillSettings, changed(DISTILL, {"objective": {"name": "direct-kl", "clip_range": 1}})
@@ -215,7 +204,7 @@ def test_objective_and_merge_are_words_or_sections() -> None:
         ),
         (
             ["anchor={teacher: writer, share: 0.5}", "objective=sampled-log-ratio"],
-            "asks the anchor at every state",
+            "evaluates the anchor at every state",
         ),
     ],
 )
@@ -370,7 +359,7 @@ def test_a_domain_has_seeds_of_its_own_or_those_of_all() -> None:
         (["adapters.1.name=a"], "two adapters with one name"),
         (["adapters.1.weight=0.5"], "method 'mean' takes no weights"),
         (["method=weighted", "adapters.1.weight=0.5"], "method 'weighted' lacks weights"),
-        (["method=exact-maen"], "wrong value of 'method' in --set method: 'exact-maen'"),
+        (["method=exact-maen"], "unknown merge method in --set method: 'exact-maen'"),
         (["method=ties"], "missing key 'rank'"),
     ],
 )

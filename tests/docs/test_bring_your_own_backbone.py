@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.backbones.loading import BACKBONES, load_backbone
+from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
-from flow_opd.flow.dynamics import DYNAMICS
+from flow_opd.config.file.reader import from_values
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, rollout
@@ -59,14 +60,15 @@ def tiny_aura_flow() -> AuraFlowPipeline:
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     file = tmp_path / "aura_flow.py"
     file.write_text(CODE[0])
-    spec = importlib.util.spec_from_file_location("aura_flow", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(BACKBONES, "AuraFlowPipeline", module.AuraFlowBackbone)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "aura_flow", raising=False)  # of the case before
     tiny_aura_flow().save_pretrained(tmp_path / "base")
-    settings = BaseModelSettings(path=str(tmp_path / "base"), max_sequence_length=256)
+    values = {
+        "path": str(tmp_path / "base"),
+        "max_sequence_length": 256,
+        "backbone": "aura_flow:AuraFlowBackbone",
+    }
+    settings = from_values(values, BaseModelSettings)
     return load_backbone(settings, TrainingComputeSettings(device="cpu", gradient_checkpointing=True))
 
 
@@ -96,7 +98,7 @@ def test_every_step_is_that_of_diffusers(base: Any, guidance_scale: float) -> No
         base.encode_prompts(PROMPTS),
         PROMPTS,
         schedule=(schedule := ode_schedule(base.sigmas(4))),
-        dynamics=DYNAMICS.get("sde"),
+        dynamics=DynamicsSettings.of("sde").build(),
         noise=WalkNoise(base.latent_shape, schedule, seeds(), base.device),
     )
     assert len(visited) == 4

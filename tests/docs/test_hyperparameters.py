@@ -97,7 +97,7 @@ TEACHERS: Mapping[str, Expected] = {
     "rounds": lambda: [f"{each.run.rounds}, all" for each in (TEXT, COMPOSITION, PREFERENCE)],
     "advantages": lambda: [f"advantage_spread: {TEXT.advantage_spread}"],
     "advantage clip": lambda: [number(TEXT.advantage_clip)],
-    "silent groups": PROSE,
+    "groups of equal rewards": PROSE,
     "beta": lambda: [f"{number(TEXT.kl_weight)}; {number(PREFERENCE.kl_weight)}"],
     "clip range": lambda: [number(TEXT.clip_range)],
     "steps": lambda: [f"{TEXT.sampling.num_steps}, of which 8", steps(TEXT, 8)],
@@ -114,9 +114,9 @@ TEACHERS: Mapping[str, Expected] = {
 }
 DISTILLATION: Mapping[str, Expected] = {
     "objective": lambda: [OPD.objective.name.replace("-kl", " KL")],
-    "division of the KL": PROSE,
-    "what a state counts": lambda: [f"`state_weights: {OPD.state_weights.name}`"],
-    "anchor is asked": lambda: {0.125: ["an eighth", "count 8"]}[OPD.anchor_share(OPD.anchor)],
+    "divisor of the KL": PROSE,
+    "weight of a state": lambda: [f"`state_weights: {OPD.state_weights.name}`"],
+    "anchor is evaluated": lambda: {0.125: ["an eighth", "weight 8"]}[OPD.anchor_share(OPD.anchor)],
     "targets": lambda: (
         ["the teachers"] if {each.extrapolation for each in OPD.teachers} == {1.0} else ["beyond"]
     ),
@@ -209,7 +209,7 @@ def rows(section: str) -> dict[str, tuple[str, str]]:
     text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0].replace("\\|", "!")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {name: (theirs, ours) for name, theirs, ours, _ in cells if name}
+    return {name: (theirs, ours) for name, theirs, ours in cells if name}
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -81,16 +81,16 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("name", "round_spread"), EXPECTED)
 def test_several_rewards_by_hand(name: str, round_spread: bool) -> None:
-    found = NORMALIZATIONS.get(name)(MIXED, round_spread=round_spread)
+    found = NORMALIZATIONS[name](MIXED, round_spread=round_spread)
     assert found.tolist() == pytest.approx(EXPECTED[name, round_spread], rel=3e-4)  # epsilon is 1e-4
 
 
 def test_the_scale_of_a_reward_matters_to_the_sum_alone() -> None:
     scaled = replace(MIXED, values=MIXED.values * torch.tensor([1.0, 1.0, 26.0]))
     for round_spread in (False, True):
-        each, other = (NORMALIZATIONS.get("each")(one, round_spread=round_spread) for one in (MIXED, scaled))
+        each, other = (NORMALIZATIONS["each"](one, round_spread=round_spread) for one in (MIXED, scaled))
         torch.testing.assert_close(each, other, rtol=1e-3, atol=1e-4)
-        summed, moved = (NORMALIZATIONS.get("sum")(one, round_spread=round_spread) for one in (MIXED, scaled))
+        summed, moved = (NORMALIZATIONS["sum"](one, round_spread=round_spread) for one in (MIXED, scaled))
         assert (summed - moved).abs().max() > 0.1
 
 
@@ -101,5 +101,5 @@ def test_a_reward_without_an_image_in_the_round_says_nothing() -> None:
         judged=torch.cat([MIXED.judged, torch.zeros(6, 1, dtype=torch.bool)], 1),
         weights=torch.tensor([1.0, 3.0, 2.0, 7.0]),
     )
-    for name in NORMALIZATIONS.names():
-        assert NORMALIZATIONS.get(name)(idle).equal(NORMALIZATIONS.get(name)(MIXED))
+    for name in NORMALIZATIONS:
+        assert NORMALIZATIONS[name](idle).equal(NORMALIZATIONS[name](MIXED))

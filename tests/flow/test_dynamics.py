@@ -10,8 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from errors import refused
+from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import DYNAMICS, cps_step, diffusion, ode_step, sde_step
+from flow_opd.flow.dynamics import cps_step, diffusion, ode_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean, sample
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import schedule_rows
@@ -100,7 +101,7 @@ def test_without_noise_every_step_is_euler(dynamics: str) -> None:
     draw = torch.Generator().manual_seed(1)
     x, v = (torch.randn(5, 2, 3, 3, generator=draw) for _ in range(2))
     sigma, after = rows(1.0, 0.9, 0.5, 0.2, 0.05), rows(0.9, 0.7, 0.4, 0.1, 0.0)
-    step = DYNAMICS.get(dynamics)(x, v, sigma, after, torch.zeros(5))
+    step = DynamicsSettings.of(dynamics).build()(x, v, sigma, after, torch.zeros(5))
     assert torch.equal(step.std, torch.zeros(5, 1, 1, 1))
     euler = x + v * (after - sigma).view(-1, 1, 1, 1)
     if dynamics == "cps":  # goes through x0_hat and eps_hat, so rounding differs
@@ -121,8 +122,8 @@ def test_sde_step_by_hand() -> None:
 
 def test_pure_noise_is_finite_and_uses_the_next_level() -> None:
     x = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(2))
-    for dynamics in DYNAMICS:
-        step = DYNAMICS.get(dynamics)(x, -x, rows(1.0), rows(0.9), rows(0.7))
+    for dynamics in DynamicsSettings.kind.names():
+        step = DynamicsSettings.of(dynamics).build()(x, -x, rows(1.0), rows(0.9), rows(0.7))
         assert torch.isfinite(step.mean).all()
         assert torch.isfinite(step.std).all()
     # .7 sqrt(.9 / .1) = 2.1, while sigma .9 itself gives the same g: 1 is replaced, .9 is not
@@ -174,5 +175,5 @@ def test_a_negative_noise_level_is_refused_by_the_schedule() -> None:
 
 
 def test_a_typo_in_the_dynamics_names_the_nearest() -> None:
-    with refused(ConfigError, value="sdee"):
-        DYNAMICS.get("sdee")
+    with refused(ConfigError, names=["'sdee'", "'sde'"]):
+        DynamicsSettings.of("sdee").build()

@@ -6,11 +6,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flow_opd.flow.dynamics import DYNAMICS, cps_step, ode_step, sde_step
+from flow_opd.config.sampling import DynamicsSettings
+from flow_opd.config.state_weights import StateWeightsSettings
+from flow_opd.flow.dynamics import cps_step, ode_step, sde_step
 from flow_opd.flow.gaussian import sde_kl_weight, transition_kl
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.flow.weights import (
-    STATE_WEIGHTS,
     given_weights,
     noisy_weights,
     scaled,
@@ -66,7 +67,7 @@ def test_sde_weights_do_not_depend_on_how_the_state_is_walked() -> None:
     grid = (schedule.sigmas[:-1], schedule.sigmas[1:], schedule.noise_levels)
     torch.testing.assert_close(noisy, sde_kl_weight(*grid), rtol=1e-4, atol=0)
     for name in ("ode", "cps"):
-        assert torch.equal(noisy_weights(0.7)(sd3(), DYNAMICS.get(name)), noisy)
+        assert torch.equal(noisy_weights(0.7)(sd3(), DynamicsSettings.of(name).build()), noisy)
 
 
 def test_x0_weights_count_a_gap_in_the_predicted_image() -> None:
@@ -102,7 +103,7 @@ def test_given_weights_keep_their_zeros() -> None:
 
 
 def test_the_names() -> None:
-    assert STATE_WEIGHTS.names() == ["transition", "velocity", "x0"]
+    assert StateWeightsSettings.kind.names() == ["velocity", "transition", "sde", "x0", "custom"]
 
 
 def test_a_step_is_linear_in_its_velocity() -> None:

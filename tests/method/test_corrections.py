@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from errors import refused
-from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import transition_kl
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.corrections import (
-    CORRECTIONS,
     CorrectedRollouts,
+    Correction,
     clip_advantages,
     detached_state_kl,
     sampled_log_ratio,
@@ -33,14 +31,14 @@ def steps() -> tuple[StepDistribution, StepDistribution, torch.Tensor]:
 
 
 def source(
-    tiny: Tiny, correction: str, *, micro: int = 8, updates: int = 1, clip: float = 1e3
+    tiny: Tiny, correction: Correction, *, micro: int = 8, updates: int = 1, clip: float = 1e3
 ) -> CorrectedRollouts:
     return CorrectedRollouts(
         tiny.student,
         tiny.teachers(),
         tiny.backbone,
         tiny.walks(prompts=6, micro_batch_size=micro),
-        CORRECTIONS.get(correction),
+        correction,
         advantage_clip=clip,
         updates_per_round=updates,
     )
@@ -76,7 +74,7 @@ def test_a_clip_counts_standard_deviations_of_the_log_ratio() -> None:
 
 
 def test_rollouts_are_cut_where_their_correction_is(tiny: Tiny) -> None:
-    free, cut = source(tiny, "sampled-log-ratio"), source(tiny, "sampled-log-ratio", clip=0.5)
+    free, cut = source(tiny, sampled_log_ratio), source(tiny, sampled_log_ratio, clip=0.5)
     found = torch.stack([torch.cat([b.advantage for b in next(iter(one.round(0)))]) for one in (free, cut)])
     assert (found[0] - found[1]).abs().max() > 0
     assert (found[0].sign() == found[1].sign()).all()
@@ -94,8 +92,8 @@ def test_the_state_kl_ignores_the_action_and_the_log_ratio_does_not() -> None:
     )
 
 
-@pytest.mark.parametrize("correction", ["sampled-log-ratio", "detached-state-kl"])
-def test_rollouts_carry_the_correction_of_every_step(tiny: Tiny, correction: str) -> None:
+@pytest.mark.parametrize("correction", [sampled_log_ratio, detached_state_kl])
+def test_rollouts_carry_the_correction_of_every_step(tiny: Tiny, correction: Correction) -> None:
     made = source(tiny, correction)
     (update,) = made.round(0)
     batches = list(update)
@@ -108,7 +106,7 @@ def test_rollouts_carry_the_correction_of_every_step(tiny: Tiny, correction: str
         with torch.no_grad():
             ours = sde_step(batch.latents, tiny.student.velocity(*at), *grid)
             theirs = sde_step(batch.latents, tiny.teachers().velocity(*at), *grid)
-        expected = CORRECTIONS.get(correction)(ours, theirs, batch.next_latents)
+        expected = correction(ours, theirs, batch.next_latents)
         torch.testing.assert_close(batch.advantage, expected, rtol=1e-4, atol=1e-4)
         divergence.append(transition_kl(ours, theirs) / batch.latents[0].numel())
     assert made.readings["teacher_kl"] == pytest.approx(torch.cat(divergence).mean().item(), rel=1e-5)
@@ -119,7 +117,7 @@ def test_updates_share_trajectories_not_steps_whatever_the_micro_batch(tiny: Tin
     seen = {}
     for micro in (8, 4):
         updates = [
-            list(update) for update in source(tiny, "sampled-log-ratio", micro=micro, updates=2).round(0)
+            list(update) for update in source(tiny, sampled_log_ratio, micro=micro, updates=2).round(0)
         ]
         assert len(updates) == 2
         for update in updates:
@@ -132,7 +130,7 @@ def test_updates_share_trajectories_not_steps_whatever_the_micro_batch(tiny: Tin
 
 
 def test_cps_on_all_steps_trains_those_with_a_density(tiny: Tiny) -> None:
-    made = source(tiny, "sampled-log-ratio")
+    made = source(tiny, sampled_log_ratio)
     schedule = make_schedule(tiny.backbone.sigmas(3), noise_level=0.5, stochastic_steps=(0, 3))
     walks = replace(made.walks, schedule=schedule, dynamics=cps_step)
     cps = CorrectedRollouts(
@@ -146,8 +144,3 @@ def test_cps_on_all_steps_trains_those_with_a_density(tiny: Tiny) -> None:
     )
     (update,) = cps.round(0)
     assert len(list(update)) == 2
-
-
-def test_a_typo_names_the_nearest_correction() -> None:
-    with refused(ConfigError, value="sampled-logratio", names=["sampled-log-ratio"]):
-        CORRECTIONS.get("sampled-logratio")

@@ -25,7 +25,7 @@ from torch import Tensor
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.flow.gaussian import transition_kl
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.method.corrections import clip_advantages, sampled_log_ratio
+from flow_opd.method.corrections import Correction, clip_advantages, detached_state_kl, sampled_log_ratio
 from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.method.walk import Walks
 from flow_opd.protocols import BatchSource, Objective
@@ -96,7 +96,7 @@ def expected_gradient(source: BatchSource, objective: Objective) -> Tensor:
     return torch.cat([grad.flatten() for grad in gradients(STUDENT.parameters(), backward)])
 
 
-def by_policy_gradient(correction: str, advantage_clip: float = 1e6) -> tuple[BatchSource, Objective]:
+def by_policy_gradient(correction: Correction, advantage_clip: float = 1e6) -> tuple[BatchSource, Objective]:
     return policy_gradient_opd(
         POLICIES,
         WALKS,
@@ -123,7 +123,7 @@ def test_direct_kl_has_the_gradient(reference: Tensor) -> None:
 
 
 def test_the_sampled_log_ratio_has_the_gradient(reference: Tensor) -> None:
-    found = expected_gradient(*by_policy_gradient("sampled-log-ratio"))
+    found = expected_gradient(*by_policy_gradient(sampled_log_ratio))
     cosine, ratio = compare("PPO, sampled log-ratio", found, reference)
     assert cosine > 0.995
     assert ratio == pytest.approx(1, abs=0.02)
@@ -131,13 +131,13 @@ def test_the_sampled_log_ratio_has_the_gradient(reference: Tensor) -> None:
 
 def test_the_detached_state_kl_has_none(reference: Tensor) -> None:
     """The negative control: an advantage that ignores the action teaches nothing."""
-    found = expected_gradient(*by_policy_gradient("detached-state-kl"))
+    found = expected_gradient(*by_policy_gradient(detached_state_kl))
     _, ratio = compare("PPO, detached state KL", found, reference)
     assert ratio < 0.1
 
 
 def test_a_clip_keeps_the_share_that_its_deviations_have(reference: Tensor) -> None:
-    found = expected_gradient(*by_policy_gradient("sampled-log-ratio", advantage_clip=1.0))
+    found = expected_gradient(*by_policy_gradient(sampled_log_ratio, advantage_clip=1.0))
     cosine, ratio = compare("PPO, log-ratio clipped at 1 deviation", found, reference)
     assert cosine > 0.99
     assert ratio == pytest.approx(math.erf(1 / 2**0.5), abs=0.02)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from flow_opd.flow.dynamics import DYNAMICS, cps_step, sde_step
+from flow_opd.config.sampling import DynamicsSettings
+from flow_opd.config.state_weights import StateWeightsSettings
+from flow_opd.flow.dynamics import cps_step, sde_step
 from flow_opd.flow.gaussian import log_prob_mean
 from flow_opd.flow.schedule import make_schedule, without_noise
 from flow_opd.flow.weights import (
-    STATE_WEIGHTS,
     StateWeights,
     given_weights,
     noisy_weights,
@@ -54,7 +55,7 @@ def draw(rows: tuple[int, ...], window: tuple[int, int] = (0, 3), dynamics: str 
         unconditional(len(rows)),
         [Prompt("", "any")] * len(rows),
         schedule=(schedule := make_schedule(GRID, noise_level=0.7, stochastic_steps=window)),
-        dynamics=DYNAMICS.get(dynamics),
+        dynamics=DynamicsSettings.of(dynamics).build(),
         noise=WalkNoise((2, 2, 2), schedule, seeds(*rows), torch.device("cpu")),
     )
 
@@ -331,7 +332,7 @@ def test_velocity_weights_are_std_over_response(dynamics: Dynamics) -> None:
 def test_a_step_counts_as_much_as_its_state_weighs(name: str) -> None:
     """The gradient of log pi with respect to the velocity, times the weight, has a variance as u."""
     schedule = make_schedule(GRID, noise_level=0.7, stochastic_steps=(0, 3))
-    weights = advantage_weights(schedule, sde_step, range(3), STATE_WEIGHTS.get(name))
+    weights = advantage_weights(schedule, sde_step, range(3), StateWeightsSettings.of(name).build(0.7))
     sizes = []
     for step in range(3):
         rows = schedule_rows(schedule, step, 4000)
@@ -341,7 +342,7 @@ def test_a_step_counts_as_much_as_its_state_weighs(name: str) -> None:
         taken = (gaussian.mean + gaussian.std * noise).detach()
         (gradient,) = torch.autograd.grad(log_prob_mean(gaussian, taken).sum(), velocity)
         sizes.append(float(gradient.std() * weights[step]))
-    roots = STATE_WEIGHTS.get(name)(schedule, sde_step)[:3].sqrt().tolist()
+    roots = StateWeightsSettings.of(name).build(0.7)(schedule, sde_step)[:3].sqrt().tolist()
     expected = [root * sizes[0] / roots[0] for root in roots]
     assert sizes == pytest.approx(expected, rel=0.05)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from errors import refused
 from flow_opd.backbones.pipeline import grid
-from flow_opd.config.common import SamplingSettings
+from flow_opd.config.sampling import DynamicsSettings, SamplingSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.method.walks import refuse_tiny_levels
 
 
@@ -31,9 +31,10 @@ def sampling(**changes: Any) -> SamplingSettings:
 def shares_of_kl(dynamics: str, sigmas: Tensor) -> Tensor:
     """Returns the share of each step but the last in the transition KL of one squared velocity gap."""
     point, weights = torch.zeros(1, 1, 1, 1), []
-    for step in range(len(sigmas) - 2):
-        grid = sigmas[step].view(1), sigmas[step + 1].view(1), torch.tensor([0.7])
-        still, moved = (DYNAMICS.get(dynamics)(point, velocity, *grid) for velocity in (point, point + 1))
+    step = DynamicsSettings.of(dynamics).build()
+    for now, after in itertools.pairwise(sigmas[:-1]):
+        grid = now.view(1), after.view(1), torch.tensor([0.7])
+        still, moved = (step(point, velocity, *grid) for velocity in (point, point + 1))
         weights.append((moved.mean - still.mean) ** 2 / (2 * still.std**2))
     return torch.cat(weights).flatten() / torch.cat(weights).sum()
 

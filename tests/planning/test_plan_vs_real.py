@@ -19,7 +19,7 @@ from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.plan import PlanSettings, TrainingSettings
-from flow_opd.config.state_weights import NamedStateWeights
+from flow_opd.config.state_weights import TransitionWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.method.grpo import grpo
 from flow_opd.method.opd import distillation
@@ -98,7 +98,7 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         encoder,
         groups,
         settings.sampling,
-        weights=NamedStateWeights(name="transition"),
+        weights=TransitionWeightsSettings(),
         seed=0,
         micro_batch_size=settings.micro_batch_size,
         processes=ALONE,

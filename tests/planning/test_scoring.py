@@ -25,7 +25,6 @@ from flow_opd.planning.plan import Plan
 from flow_opd.planning.scoring import CPU_SECONDS, read_scoring
 from flow_opd.planning.shapes import build_network
 from flow_opd.rewards.colors import ColorClassifier
-from flow_opd.runs.rewards import build_reward
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Prompt
 from tiny_rewards import LABELS, save_mask2former
@@ -49,7 +48,7 @@ def held(network: nn.Module) -> int:
 
 
 def test_pickscore_is_planned_as_it_is() -> None:
-    reward = build_reward(PICKSCORE)
+    reward = PICKSCORE.build()
     planned = read_scoring([PICKSCORE], rows=6, image_size=SIDE)
     real = counted(lambda: reward.score(IMAGES, [Prompt(LONG, "preference")] * 6))
     assert planned.flops * 6 == pytest.approx(real, rel=1e-6)
@@ -59,7 +58,7 @@ def test_pickscore_is_planned_as_it_is() -> None:
 
 
 def test_the_quality_net_is_planned_as_it_is() -> None:
-    reward = build_reward(DEQA)
+    reward = DEQA.build()
     planned = read_scoring([DEQA], rows=6, image_size=SIDE)
     assert planned.flops * 6 == counted(lambda: reward.score(IMAGES, [Prompt("", "quality")] * 6))
     assert planned.bytes == held(reward.net)
@@ -73,7 +72,7 @@ def test_geneval_is_planned_as_it_is(tmp_path: Path, side: int | None) -> None:
     folder = str(save_mask2former(tmp_path / "mask2former"))
     spec = GenEvalSettings(name="geneval", detector=folder, colors=CLIP, side=side, batch_size=2)
     planned = read_scoring([spec], rows=6, image_size=SIDE)
-    reward, colors = build_reward(spec), ColorClassifier(asset_folder() / "rewards" / "pickscore")
+    reward, colors = spec.build(), ColorClassifier(asset_folder() / "rewards" / "pickscore")
     needs = {"tag": "counting", "include": [{"class": LABELS[0], "count": 1}]}
     detection = counted(lambda: reward.score(IMAGES, [Prompt("", "composition", needs)] * 6))
     color = counted(lambda: colors._images([np.zeros((8, 8, 3), np.uint8)]))

@@ -9,7 +9,6 @@ import torch
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.rewards import DeQASettings, PickScoreSettings
 from flow_opd.rewards.colors import ColorClassifier
-from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 
 DEQA = DeQASettings(name="deqa", path="asset:rewards/deqa")
@@ -27,9 +26,9 @@ def test_weights_and_every_input_reach_the_device() -> None:
     scores. CLIP looks at the mask of the texts, when the pictures are through and the texts embedded.
     """
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        build_reward(DEQA, device="meta").score(IMAGES, PROMPTS)
+        DEQA.build("meta").score(IMAGES, PROMPTS)
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
-        build_reward(PICKSCORE, device="meta").score(IMAGES, PROMPTS)
+        PICKSCORE.build("meta").score(IMAGES, PROMPTS)
 
 
 def test_colours_are_asked_on_the_device() -> None:
@@ -41,15 +40,15 @@ def test_colours_are_asked_on_the_device() -> None:
 @pytest.mark.skipif(CARD is None, reason="there is no accelerator")
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.name)
 def test_scores_of_a_card_are_those_of_the_cpu(spec) -> None:
-    expected = build_reward(spec).score(IMAGES, PROMPTS)
-    found = build_reward(spec, device=CARD).score(IMAGES.to(CARD), PROMPTS)
+    expected = spec.build().score(IMAGES, PROMPTS)
+    found = spec.build(CARD).score(IMAGES.to(CARD), PROMPTS)
     assert found.values.device == torch.device("cpu")
     assert torch.allclose(found.values, expected.values, atol=2e-2)
     assert torch.equal(found.valid, expected.valid)
 
 
 def test_the_batch_size_of_the_settings_is_that_of_a_pass() -> None:
-    whole, passes = build_reward(PICKSCORE), build_reward(PICKSCORE.model_copy(update={"batch_size": 2}))
+    whole, passes = PICKSCORE.build(), PICKSCORE.model_copy(update={"batch_size": 2}).build()
     seen: list[int] = []
     passes.clip.model.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(len(inputs["pixel_values"])), with_kwargs=True

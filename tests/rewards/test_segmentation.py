@@ -22,7 +22,6 @@ from flow_opd.rewards.colors import BACKGROUND, COLORS, ColorClassifier, cut_out
 from flow_opd.rewards.instances import find_instances
 from flow_opd.rewards.segmentation import NAMES, UNREAD, Input, Mask2FormerDetector
 from flow_opd.runs.identity import content, reward_files
-from flow_opd.runs.rewards import build_reward
 from flow_opd.types import Prompt
 from tiny_rewards import PROCESSOR, save_mask2former
 
@@ -256,7 +255,7 @@ def test_the_reward_from_its_settings(mask2former_folder, clip_folder, pictures)
     """Prompts that ask for exactly what the detector reports get 1, with another colour or number less."""
     images = torch.from_numpy(pictures[:1]).permute(0, 3, 1, 2).float() / 255
     spec = settings(mask2former_folder, clip_folder, threshold=0.1, counting_threshold=0.2)
-    reward = build_reward(spec)
+    reward = spec.build()
     (found,) = reward.detector.detect(pictures[:1])
     label = found[0].label
     own = [one for one in found if one.label == label]
@@ -275,7 +274,7 @@ def test_the_reward_from_its_settings(mask2former_folder, clip_folder, pictures)
     scores = reward.score(images.expand(len(prompts), -1, -1, -1), prompts)
     assert scores.parts["strict"].tolist() == [1, 0, 1, 1, 0]
     assert scores.values[2:].tolist() == pytest.approx([1, 1, counted / len(own)])
-    turned = build_reward(settings(mask2former_folder, clip_folder, threshold=0.2, counting_threshold=0.1))
+    turned = settings(mask2former_folder, clip_folder, threshold=0.2, counting_threshold=0.1).build()
     scores = turned.score(images.expand(len(prompts), -1, -1, -1), prompts)
     assert scores.parts["strict"][2:].tolist() == [1, 0, 1]
     with refused(RewardError, value="cat"):
@@ -287,8 +286,7 @@ def test_the_reward_from_its_settings(mask2former_folder, clip_folder, pictures)
 
 def test_a_side_of_its_own_changes_what_the_model_sees(mask2former_folder, clip_folder, pictures):
     small, large = (
-        build_reward(settings(mask2former_folder, clip_folder, side=side, threshold=0.1))
-        for side in (None, 128)
+        settings(mask2former_folder, clip_folder, side=side, threshold=0.1).build() for side in (None, 128)
     )
     assert [one.detector.floor for one in (small, large)] == [0.1, 0.1]
     scores = [[one.score for one in each.detector.detect(pictures)[0]] for each in (small, large)]

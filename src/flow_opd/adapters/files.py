@@ -14,7 +14,7 @@ from flow_opd.errors import AdapterError
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes `files` into `folder`, so that no reader ever meets a torn file.
+    """Writes `files` into `folder`, so that no reader ever sees a half-written file.
 
     A new folder appears complete, by one rename. In a folder that exists (it may hold a model card) each
     file is replaced atomically.

@@ -49,7 +49,7 @@ class LoraForm:
 
     @classmethod
     def of(cls, settings: LoraSettings) -> Self:
-        """Returns the form that a configuration asks for."""
+        """Returns rank, alpha and targets that a configuration asks for."""
         return cls(settings.rank, settings.alpha, settings.target_modules)
 
     @property

@@ -57,7 +57,7 @@ class LoraWeights:
 
     @property
     def settings(self) -> LoraForm:
-        """The settings that a fresh LoRA of the same form would have."""
+        """The settings (rank, alpha, targets) of a fresh LoRA of the same shape."""
         return LoraForm(self.rank, self.alpha, self.target_modules)
 
     @property

@@ -55,7 +55,8 @@ class LowRank(NamedTuple):
     def truncated(self, rank: int) -> tuple[LowRank, float, float]:
         """Returns the nearest delta of at most `rank`, its energy and the energy lost; energy = |delta|^2.
 
-        Source: Eckart and Young 1936. The square root of S goes to each factor, so that both learn alike.
+        Source: Eckart and Young 1936. The square root of S goes to each factor, so that both train at
+        the same rate.
         """
         left, values, right = self.singular()
         energy = values.square()

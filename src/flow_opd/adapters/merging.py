@@ -7,97 +7,106 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
-from flow_opd.adapters.merge_methods import MERGE_METHODS, MergeMethod, MergeOptions
+from flow_opd.adapters.merge_methods import MergeMethod
 from flow_opd.adapters.merge_report import MergeReport, ModuleReport, compare, kept_energy, share
 from flow_opd.errors import AdapterError
 
 
 def merge(
     loras: Sequence[LoraWeights],
+    method: MergeMethod,
     weights: Sequence[float] | None = None,
-    method: str = "mean",
-    rank: int | None = None,
-    alpha: float | None = None,
-    options: MergeOptions | None = None,
+    *,
+    seed: int = 0,
 ) -> tuple[LoraWeights, MergeReport]:
     """Returns one LoRA made of several, and the report.
 
     Adapters of different rank and alpha are merged by their deltas (alpha / rank) B A; the report says so. A
-    module that one of them does not change has a delta of zero there.
+    module that one of them does not change has a delta of zero there. Alpha decides how a later training
+    moves the delta, and leaves it as it is (`_to_lora`).
 
     Args:
         loras: K LoRAs whose common modules have the same shapes.
-        weights: w_k, used as they are; None = 1 / K each. Method "mean" takes none, "weighted" needs them.
-        method: a name of MERGE_METHODS.
-        rank: of the result, for methods that cut ("svd", "ties", "dare"), or less if there is less to keep.
-            The others have their own: the sum ("mean", "weighted"), the common one ("factor-average").
-        alpha: of the result, whose delta does not depend on it but whose training does (`_to_lora`); None =
-            twice its rank, as in the published adapters.
-        options: of TIES and DARE.
+        method: how to merge them, and to which rank.
+        weights: w_k, used as they are; None = 1 / K each.
+        seed: of methods that draw.
 
     Raises:
-        ConfigError: if there is no such method.
-        AdapterError: if the LoRAs do not fit each other, or weights or rank do not fit the method.
+        AdapterError: if the LoRAs do not fit each other, or the weights do not fit the method.
     """
-    chosen = MERGE_METHODS.get(method)
-    _shapes(loras)
-    shares = _shares(chosen, method, weights, len(loras))
-    if chosen.rank == "chosen" and (rank is None or rank < 1):
-        what, fix = f"rank of merge method {method!r}", "say which rank to keep"
-        raise AdapterError(what, value=rank, allowed="1 and above", fix=fix)
-    merged, modules = _combine(loras, shares, chosen, rank, options or MergeOptions())
+    shapes = _shapes(loras)
+    shares = _shares(method, weights, len(loras))
+    merged, modules = _combine(loras, shapes, shares, method, seed)
     result_rank = max(delta.rank for delta in merged.values())
-    if chosen.rank == "own" and rank not in (None, result_rank):
-        raise AdapterError(
-            f"merge method {method!r} has a rank of its own",
-            value=rank,
-            allowed=f"{result_rank}, or none",
-            fix="leave the rank out, or use method svd, which cuts to a rank and reports the loss",
-        )
-    result = _to_lora(
-        merged,
-        LoraForm(result_rank, 2.0 * result_rank if alpha is None else alpha, _targets(loras)),
-        balanced=chosen.rank == "chosen",
-    )
+    alpha = 2.0 * result_rank if method.alpha is None else method.alpha
+    form = LoraForm(result_rank, alpha, _targets(loras))
+    result = _to_lora(merged, form, balanced=method.rank is not None)
     report = MergeReport(
-        method=method,
+        method=method.name,
         rank=result.rank,
         alpha=result.alpha,
         weights=shares,
         kept_energy=kept_energy(modules.values()),
         modules=modules,
         teachers=tuple(compare(lora, merged) for lora in loras),
-        notes=_notes(loras, rank, result_rank),
+        notes=_notes(loras, method.rank, result_rank),
     )
     return result, report
 
 
 def _combine(
     loras: Sequence[LoraWeights],
+    shapes: Mapping[str, tuple[int, int]],
     shares: Sequence[float],
-    chosen: MergeMethod,
-    rank: int | None,
-    options: MergeOptions,
+    method: MergeMethod,
+    seed: int,
 ) -> tuple[dict[str, LowRank], dict[str, ModuleReport]]:
-    """Returns each module's merged delta, cut to the rank if the method wants that, and its report."""
+    """Returns each module's merged delta, cut to the rank if there is one, and its report."""
     merged: dict[str, LowRank] = {}
     modules: dict[str, ModuleReport] = {}
-    for module in sorted(_shapes(loras)):
-        parts = _parts(loras, module)
-        whole = chosen.combine(parts, shares, options, _generator(options.seed, module))
-        if chosen.rank == "own":
-            assert isinstance(whole, LowRank)
+    for module, shape in sorted(shapes.items()):
+        whole = method.combine(_parts(loras, module), shares, _generator(seed, module))
+        _check(whole, shape, method, module)
+        if isinstance(whole, LowRank) and method.rank is None:
             merged[module], kept, lost = whole, whole.inner(whole), 0.0
         else:
-            assert rank is not None
-            cut = whole.truncated(rank) if isinstance(whole, LowRank) else nearest_to(whole, rank)
+            assert method.rank is not None
+            cut = (
+                whole.truncated(method.rank) if isinstance(whole, LowRank) else nearest_to(whole, method.rank)
+            )
             merged[module], kept, lost = cut
         modules[module] = ModuleReport(kept + lost, share(kept, kept + lost))
     return merged, modules
+
+
+def _check(whole: LowRank | Tensor, shape: tuple[int, int], method: MergeMethod, module: str) -> None:
+    """Refuses what a method made of a module, if it is no delta of it.
+
+    Raises:
+        AdapterError: if it has another shape, is not finite, or is dense where no rank is known.
+    """
+    in_factors = isinstance(whole, LowRank)
+    factors = (whole.up, whole.down) if isinstance(whole, LowRank) else (whole,)
+    found = (factors[0].shape[0], factors[-1].shape[-1])
+    if found != shape or not all(bool(torch.isfinite(each).all()) for each in factors):
+        raise AdapterError(
+            f"merge method {method.name!r} returned no delta of {module}",
+            value=found,
+            allowed=f"finite numbers of the shape {shape}",
+            fix="correct the method",
+        )
+    if method.rank is None and not in_factors:
+        raise AdapterError(
+            f"rank of merge method {method.name!r}, whose result is dense",
+            value=None,
+            allowed="1 and above",
+            fix="say which rank to keep",
+        )
 
 
 def _shapes(loras: Sequence[LoraWeights]) -> dict[str, tuple[int, int]]:
@@ -140,28 +149,26 @@ def _targets(loras: Sequence[LoraWeights]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(target for lora in loras for target in lora.target_modules))
 
 
-def _shares(
-    chosen: MergeMethod, method: str, weights: Sequence[float] | None, count: int
-) -> tuple[float, ...]:
+def _shares(method: MergeMethod, weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     """Returns the K weights of a merge.
 
     Raises:
         AdapterError: if the method takes none, needs some, or they are not K finite numbers, or all 0.
     """
     if weights is None:
-        if chosen.weights == "given":
+        if method.weights == "given":
             raise AdapterError(
-                f"merge method {method!r} without weights",
+                f"merge method {method.name!r} without weights",
                 value=None,
                 allowed="a list",
                 fix="give weights",
             )
         return (1.0 / count,) * count
-    if chosen.weights == "equal":
+    if method.weights == "equal":
         raise AdapterError(
-            f"weights for merge method {method!r}",
+            f"weights for merge method {method.name!r}",
             value=list(weights),
-            allowed="none, all count alike",
+            allowed="none, all count the same",
             fix="leave the weights out, or use method weighted or svd",
         )
     if len(weights) != count or not all(map(math.isfinite, weights)) or not any(weights):

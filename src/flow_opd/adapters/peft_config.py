@@ -67,7 +67,7 @@ class PeftConfig:
         """Returns what a configuration says; null base and task type are fine, as is a regular expression.
 
         Raises:
-            AdapterError: if an entry is missing, has the wrong type, or asks for another kind of LoRA.
+            AdapterError: if an entry is missing, has the wrong type, or describes another kind of LoRA.
         """
         entries: dict[str, Any] = config if isinstance(config, dict) else {}
         rank, alpha, targets = entries.get("r"), entries.get("lora_alpha"), entries.get("target_modules")

@@ -67,7 +67,7 @@ def prepare(backbone: DiffusersBackbone, compute: ComputeSettings) -> None:
 def _compile_blocks(transformer: nn.Module) -> None:
     """Has each block compiled at its first call, when its adapters are in place.
 
-    diffusers' own `compile_repeated_blocks` refuses SD3, which does not list its blocks for it. An adapter
+    `compile_repeated_blocks` of diffusers refuses SD3, which does not list its blocks for it. An adapter
     that is switched on is another variant of a block; beyond dynamo's limit, which is 8 of them, a block
     would silently run uncompiled.
     """

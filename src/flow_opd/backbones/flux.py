@@ -20,7 +20,7 @@ POSITION_AXES = 3  # of a token: unused, row, column
 
 
 class FluxBackbone(DiffusersBackbone):
-    """A `FluxPipeline` that speaks sigma, velocity and x0.
+    """A `FluxPipeline` with the interface of sigma, velocity and x0.
 
     Latents keep their shape [B, C, H, W] everywhere; the transformer's tokens, 2x2 latent pixels each, are
     made inside of `velocity`. Guidance of a policy is true classifier-free guidance with the empty
@@ -53,7 +53,7 @@ class FluxBackbone(DiffusersBackbone):
 
         Raises:
             ConfigError: if the pipeline cannot draw images of this size, read prompts of this length, or
-                wants a guidance and gets none, or the other way round.
+                needs a guidance and gets none, or the other way round.
         """
         check_resolution(resolution, multiple=pipe.vae_scale_factor * PATCH)
         check_t5_length(max_sequence_length)
@@ -163,7 +163,7 @@ def token_positions(rows: int, columns: int) -> Tensor:
 def _check_guidance(reads_guidance: bool, embedded_guidance: float | None) -> None:
     if reads_guidance and embedded_guidance is None:
         what, allowed = (
-            "this base was distilled with guidance and wants to be told how much",
+            "this base was distilled with guidance and needs its scale as an input",
             "a number from 0",
         )
         fix = "set base.embedded_guidance, to 3.5 for FLUX.1-dev"

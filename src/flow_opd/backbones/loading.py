@@ -13,20 +13,12 @@ import torch
 from torch import nn
 
 from flow_opd.backbones.compute import choose_device, keep_float32_between_blocks, prepare
-from flow_opd.backbones.flux import FluxBackbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import BaseModelSettings, ComputeSettings
+from flow_opd.config.common import BackboneSettings, BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import locate_model
 from flow_opd.errors import ConfigError, FlowOPDError
 from flow_opd.hub import hub_errors, is_offline
 from flow_opd.quiet import quiet_loading
-
-BACKBONES: dict[str, type[DiffusersBackbone]] = {
-    "StableDiffusion3Pipeline": SD3Backbone,
-    "FluxPipeline": FluxBackbone,
-}
-"""The pipeline class that a base's model_index.json names -> its backbone."""
 
 INDEX = "model_index.json"
 
@@ -51,7 +43,7 @@ def load_backbone(
     trouble = hub_errors(source, what="the base in 'base.path'", revision=base.revision, offline=base.offline)
     with _load_errors(source), trouble:
         index = _pipeline_index(source, base)
-        kind = _kind(index, source)
+        kind = backbone_class(base, index)
         absent = kind.absent_parts(index, base)
         if not encoders:
             absent |= {part: None for part in index if part.startswith(("text_encoder", "tokenizer"))}
@@ -128,13 +120,30 @@ def _pipeline_index(source: str, base: BaseModelSettings) -> dict[str, Any]:
     return index
 
 
-def _kind(index: Mapping[str, Any], source: str) -> type[DiffusersBackbone]:
-    name = index.get("_class_name")
-    if not isinstance(name, str) or name not in BACKBONES:
+def backbone_class(base: BaseModelSettings, index: Mapping[str, Any]) -> type[DiffusersBackbone]:
+    """Returns the backbone that a base names, or that its pipeline class has.
+
+    Args:
+        base: the settings.
+        index: its model_index.json.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    name, known = index.get("_class_name"), BackboneSettings.kind.names()
+    if base.backbone is None and name not in known:
         raise ConfigError(
-            f"the base {source} is a pipeline of another kind",
+            f"the base {base.path} is a pipeline of another kind",
             value=name,
-            allowed=f"a {INDEX} that names one of " + ", ".join(sorted(BACKBONES)),
-            fix="point base.path at such a base",
+            allowed=f"a {INDEX} that names one of {', '.join(sorted(known))}; or a backbone for it",
+            fix="point base.path at such a base, or name a backbone in base.backbone",
         )
-    return BACKBONES[name]
+    chosen = (base.backbone or BackboneSettings.of(str(name))).build()
+    if not issubclass(chosen, DiffusersBackbone):
+        raise ConfigError(
+            "a backbone of another kind",
+            value=f"{chosen.__module__}:{chosen.__qualname__}",
+            allowed="a subclass of flow_opd.backbones.pipeline.DiffusersBackbone",
+            fix="name such a class",
+        )
+    return chosen

@@ -18,7 +18,7 @@ from flow_opd.types import Conditioning, Prompt
 
 
 class DiffusersBackbone(ABC):
-    """A diffusers pipeline that speaks sigma, velocity and x0.
+    """A diffusers pipeline with the interface of sigma, velocity and x0.
 
     The transformer may be replaced (an adapter bank wraps it); everything else stays frozen unless a
     caller asks for its gradients. Latents live where their noise was drawn, on the CPU; only the inputs
@@ -66,7 +66,7 @@ class DiffusersBackbone(ABC):
     @classmethod
     @abstractmethod
     def absent_parts(cls, index: Mapping[str, Any], base: BaseModelSettings) -> dict[str, None]:
-        """Returns the parts that are not loaded: the base was saved without them, or nobody wants them.
+        """Returns the parts that are not loaded: the base was saved without them, or they are switched off.
 
         Args:
             index: the pipeline's model_index.json.

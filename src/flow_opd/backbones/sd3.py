@@ -19,7 +19,7 @@ TIMESTEPS_PER_SIGMA = 1000.0  # the transformer was trained on timestep = 1000 s
 
 
 class SD3Backbone(DiffusersBackbone):
-    """A `StableDiffusion3Pipeline` that speaks sigma, velocity and x0."""
+    """A `StableDiffusion3Pipeline` with the interface of sigma, velocity and x0."""
 
     pipeline = StableDiffusion3Pipeline
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -60,7 +60,7 @@ class SD3Backbone(DiffusersBackbone):
 
     @classmethod
     def absent_parts(cls, index: Mapping[str, Any], base: BaseModelSettings) -> dict[str, None]:
-        """Returns the parts that are not loaded: T5, if the base was saved without it or nobody wants it.
+        """Returns the parts that are not loaded: T5, if the base was saved without it or `base.t5` is false.
 
         Raises:
             ConfigError: if an embedded guidance is set, which no base of this kind reads.

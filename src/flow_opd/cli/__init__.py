@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Distils several specialist teachers into one flow-matching text-to-image model, on policy.\n\n"
     "Try [bold]flow-opd demo[/bold] first: it runs the whole method on an embedded miniature.",
 )
-miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded laboratory: models and prompts.")
+miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded miniature: models and prompts.")
 app.add_typer(miniature, name="miniature")
 app.add_typer(prompts_app, name="prompts")
 app.command()(plan)
@@ -84,7 +84,7 @@ def miniature_prompts(
 add_stage(
     app,
     "teacher",
-    "Trains a specialist: one LoRA on one reward, by Flow-GRPO.",
+    "Trains a teacher: one LoRA on one reward, by Flow-GRPO.",
     "flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4",
 )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from flow_opd.console import user_errors
 
@@ -39,18 +40,26 @@ SETTINGS = {
 MODULES = {"miniature": "miniature.build", "miniature_prompts": "miniature.prompts"}
 """Stages whose module has another name."""
 MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+GIVEN = "flow_opd.config"  # key of a command's notes
 PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
 
 
 def _print_keys(context: typer.Context, wanted: bool) -> None:
-    """Prints every key that the command's configuration may hold, and ends."""
+    """Prints every key that the command's configuration may hold, and ends.
+
+    A configuration that stands before it adds the settings of the parts that it names as package.module:Name.
+    """
     if not wanted:
         return
     from flow_opd.config.file.describe import describe
+    from flow_opd.config.parts import parts_of
 
     console = Console(highlight=False)
     name = context.command.name or ""
-    for key in describe(settings_of(MINIATURE_STAGES.get(name, name))):
+    stage, given = MINIATURE_STAGES.get(name, name), context.meta.get(GIVEN)
+    with user_errors():
+        also = list(parts_of(_settings(stage, Path(given), []))) if given else []
+    for key in describe(settings_of(stage), also=also):
         facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
         console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
     raise typer.Exit
@@ -72,7 +81,11 @@ def _complete_keys(context: typer.Context, incomplete: str) -> list[tuple[str, s
 
 
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings, or asset:configs/NAME.yaml.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file with the settings, or asset:configs/NAME.yaml.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -83,12 +96,17 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; short for --set run.out=...")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start anew."),
+    typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or start again."),
 ]
 Check = Annotated[bool, typer.Option("--check", help="Print the resolved settings and end without running.")]
 Keys = Annotated[
     bool,
-    typer.Option("--keys", help="List all settings with their meaning.", is_eager=True, callback=_print_keys),
+    typer.Option(
+        "--keys",
+        help="List all settings with their meaning; after a CONFIG also those of the parts that it names.",
+        is_eager=True,
+        callback=_print_keys,
+    ),
 ]
 
 
@@ -141,6 +159,15 @@ def done(result: Path) -> None:
         Console(highlight=False).print(f"[bold green]done[/bold green]  {escape(str(result))}")
 
 
+class StageCommand(TyperCommand):
+    """A command whose `--keys` knows the configuration that was named beside it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Returns what is left of the words; options are evaluated before arguments, so notes the latter."""
+        ctx.meta[GIVEN] = self.make_parser(ctx).parse_args(list(args))[0].get("config")
+        return super().parse_args(ctx, args)
+
+
 def add_stage(
     app: typer.Typer, stage: str, text: str, example: str, *, name: str | None = None, default: str = ""
 ) -> None:
@@ -169,7 +196,7 @@ def add_stage(
 
     if default:
         command.__defaults__ = (Path(default), *(command.__defaults__ or ()))
-    app.command(name or stage, help=f"{text}\n\nExample: [cyan]{example}[/cyan]")(command)
+    app.command(name or stage, cls=StageCommand, help=f"{text}\n\nExample: [cyan]{example}[/cyan]")(command)
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:

@@ -18,7 +18,7 @@ Seed = Annotated[int, typer.Option(help="The same seed writes the same file.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE", help="Prompt file, such as a test set, of which nothing may come; repeatable."
+        metavar="FILE", help="Prompt file, such as a test set, whose prompts are left out; repeatable."
     ),
 ]
 

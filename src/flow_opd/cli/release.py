@@ -25,17 +25,17 @@ def export(
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha of a LoRA file that does not say it.")] = None,
     fused: Annotated[
-        bool, typer.Option("--fused", help="Also write the transformer with the adapter folded in.")
+        bool, typer.Option("--fused", help="Also write the transformer with the adapter fused in.")
     ] = False,
     overrides: Overrides = None,
     check: Check = False,
     keys: Keys = False,
 ) -> None:
-    """Writes an adapter for PEFT, diffusers or ComfyUI; it stays only if its loader gives our velocities.
+    """Writes an adapter for PEFT, diffusers or ComfyUI; it is kept only if it loads to the same velocities.
 
     Example: [cyan]flow-opd export runs/demo --format comfyui --out exports/comfyui[/cyan]
     """
-    tokens = 0 if base is None or base.startswith("asset:") else 128  # of no matter: no prompt is read
+    tokens = 0 if base is None or base.startswith("asset:") else 128  # any value: no prompt is read
     values = {
         "source": run,
         "format": format_,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,13 +18,55 @@ from flow_opd.config.base import (
     Settings,
     refuse,
 )
+from flow_opd.config.kinds import Kind, load
+from flow_opd.config.parts import Part, of_signature
+
+if TYPE_CHECKING:
+    from flow_opd.backbones.pipeline import DiffusersBackbone
 
 ATTENTION_PROJECTIONS = tuple(
     f"attn.{name}"
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
-StepWindow = Literal["all-but-last", "all"] | tuple[NonNegativeInt, NonNegativeInt]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class BackboneSettings(Part):
+    """What works with a base. A class of one's own is a subclass of
+    `flow_opd.backbones.pipeline.DiffusersBackbone`; its `wrap` is given the settings of the base."""
+
+    kind: ClassVar[Kind] = Kind(
+        "backbone",
+        "flow_opd.backbones",
+        {
+            "StableDiffusion3Pipeline": "flow_opd.config.common:PipelineSettings",
+            "FluxPipeline": "flow_opd.config.common:PipelineSettings",
+        },
+        method="wrap",
+        takes=None,
+    )
+
+    @classmethod
+    def of_code(cls, name: str, code: Callable[..., Any]) -> type[Self]:
+        """Returns settings without fields: what a backbone is made of comes from its base."""
+        return of_signature(cls, name, code, fields=False)
+
+    def build(self) -> type[DiffusersBackbone]:
+        """Returns the class."""
+        assert self.code is not None, f"{type(self).__name__} has a method 'build' of its own"
+        return self.code
+
+
+class PipelineSettings(BackboneSettings):
+    """A backbone of this package, by the class of diffusers that a base's model_index.json names."""
+
+    name: Literal["StableDiffusion3Pipeline", "FluxPipeline"]
+    """Which one this is."""
+
+    def build(self) -> type[DiffusersBackbone]:
+        """Returns the class."""
+        own = {"StableDiffusion3Pipeline": "sd3:SD3Backbone", "FluxPipeline": "flux:FluxBackbone"}
+        return load(f"flow_opd.backbones.{own[self.name]}")
 
 
 class BaseModelSettings(Settings):
@@ -41,12 +84,14 @@ class BaseModelSettings(Settings):
     """T5 tokens per prompt: 128 for Stable Diffusion 3.5, 0 for a base without T5, which needs no padding."""
     t5: bool = True
     """Loads the T5 encoder where the base has one; without it prompts are encoded by CLIP alone."""
+    backbone: BackboneSettings | None = None
+    """What works with this base; null goes by the pipeline class that its model_index.json names."""
     resolution: PositiveInt | None = None
     """Height and width of the images in pixels; null takes the size that the base was made for."""
     embedded_guidance: NonNegativeFloat | None = None
     """Guidance that a guidance-distilled base (FLUX.1-dev) reads as an input; null for other bases."""
     offline: bool = False
-    """Never asks the hub: only what has been downloaded before is used."""
+    """Never contacts the hub: only what has been downloaded before is used."""
 
     @model_validator(mode="after")
     def _the_miniature_has_no_t5(self) -> BaseModelSettings:
@@ -85,7 +130,7 @@ class LoraSettings(Settings):
     """A low-rank adapter: the weight change alpha / rank * B A of each named projection."""
 
     rank: PositiveInt = 32
-    """Inner dimension of the two factors."""
+    """Rank: inner dimension of the two factors A and B."""
     alpha: PositiveFloat = 64.0
     """The weight change is scaled by alpha / rank."""
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ATTENTION_PROJECTIONS
@@ -104,7 +149,7 @@ class OptimizerSettings(Settings):
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine end at 0 after the last round."""
+    """Learning rate schedule after the warm-up; linear and cosine end at 0 after the last round."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     state_bits: Literal[32, 8] = 32
@@ -115,66 +160,9 @@ class EMASettings(Settings):
     """Exponential moving average of the trained weights; the average is what is saved in the end."""
 
     decay: Decay = 0.9
-    """Share of the old average that an update keeps."""
+    """Decay: share of the old average that an update keeps."""
     every: PositiveInt = 8
     """Optimizer updates between two updates of the average."""
-
-
-class SamplingSettings(Settings):
-    """How trajectories are drawn in training."""
-
-    num_steps: PositiveInt = 10
-    """Steps from noise to image."""
-    dynamics: Literal["sde", "ode", "cps"] = "sde"
-    """Reverse step: the Flow-GRPO SDE, the deterministic ODE, or the coefficient-preserving CPS."""
-    noise_level: NonNegativeFloat = 0.7
-    """a, the strength of the noise that a stochastic step adds."""
-    stochastic_steps: StepWindow = "all-but-last"
-    """Steps that add noise: 'all-but-last', 'all', or [first, last], counted from 0, both included."""
-    guidance_scale: Annotated[float, Field(ge=1)] = 4.5
-    """Classifier-free guidance of the policy that is trained; 1 switches it off."""
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> SamplingSettings:
-        problems = window_problems(self.stochastic_steps, self.num_steps, ("stochastic_steps",))
-        if self.dynamics != "ode" and self.noise_level == 0:
-            problems.append(
-                Problem(
-                    ("noise_level",),
-                    f"dynamics {self.dynamics!r} without noise",
-                    self.noise_level,
-                    "a noise level above 0",
-                    "raise the noise level, or set dynamics to 'ode'",
-                )
-            )
-        if self.dynamics == "cps" and self.noise_level > 1:
-            problems.append(
-                Problem(
-                    ("noise_level",),
-                    "CPS takes its noise from the noise that is there, so it cannot add more than all of it",
-                    self.noise_level,
-                    "0 < noise_level <= 1",
-                    "lower the noise level, or use dynamics 'sde'",
-                )
-            )
-        if self.dynamics == "cps" and self.stochastic_range() == (self.num_steps - 1, self.num_steps):
-            problems.append(
-                Problem(
-                    ("stochastic_steps",),
-                    "the last step of CPS adds no noise",
-                    self.stochastic_steps,
-                    "a window with an earlier step in it",
-                    "move the window",
-                )
-            )
-        refuse(problems)
-        return self
-
-    def stochastic_range(self) -> tuple[int, int]:
-        """Returns the stochastic steps as (first, stop), stop excluded; (0, 0) for the ODE."""
-        if self.dynamics == "ode":
-            return (0, 0)
-        return window_range(self.stochastic_steps, self.num_steps)
 
 
 class CheckpointSettings(Settings):
@@ -262,26 +250,6 @@ class PromptsSettings(Settings):
 
 
 PROMPT_CHECKS = ("unique", "disjoint_from")  # settings of a prompts file that change no prompt
-
-
-def window_range(window: StepWindow, num_steps: int) -> tuple[int, int]:
-    """Returns a window of steps as (first, stop), stop excluded."""
-    if window == "all-but-last":
-        return (0, num_steps - 1)
-    if window == "all":
-        return (0, num_steps)
-    assert not isinstance(window, str)
-    return (window[0], window[1] + 1)
-
-
-def window_problems(window: StepWindow, num_steps: int, at: tuple[str, ...]) -> list[Problem]:
-    """Returns what is wrong with a window of steps: empty, or outside the trajectory."""
-    first, stop = window_range(window, num_steps)
-    if first < stop <= num_steps:
-        return []
-    value = list(window) if isinstance(window, tuple) else window
-    allowed = f"[first, last] with 0 <= first <= last <= {num_steps - 1}, for {num_steps} steps"
-    return [Problem(at, "a window outside the steps", value, allowed, "move the window or raise num_steps")]
 
 
 def duplicates(names: list[str]) -> list[tuple[int, str]]:

@@ -13,7 +13,7 @@ from flow_opd.config.evaluate import EvaluateSettings
 
 
 class DemoSettings(Settings):
-    """Distils the teachers into a student, evaluates everybody and writes the report."""
+    """Distils the teachers into a student, evaluates all policies and writes the report."""
 
     run: PlaceSettings
     """Run folder and threads of the whole demonstration; seeds are those of distillation and evaluation."""
@@ -33,7 +33,7 @@ class DemoSettings(Settings):
                     f"evaluate.base.{key} is not that of the distillation",
                     getattr(self.evaluate.base, key),
                     repr(getattr(base, key)),
-                    "set both alike",
+                    "set both to the same value",
                 )
                 for key in type(base).model_fields
                 if getattr(self.evaluate.base, key) != getattr(base, key)

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, named, refuse
-from flow_opd.config.common import (
-    LoraSettings,
-    PromptsSettings,
-    SamplingSettings,
-    TrainingConfig,
-    TrainingStage,
-)
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
+from flow_opd.config.common import LoraSettings, PromptsSettings, TrainingConfig, TrainingStage
 from flow_opd.config.merge import ColdStartSettings, lora_problems
-from flow_opd.config.state_weights import NamedStateWeights, StateWeightsSpec, state_weights_problems
-from flow_opd.config.teachers import RoutedTeacherSettings, task_problems, teacher_problems, teachers_by_task
+from flow_opd.config.objectives import DirectKLSettings, ObjectiveSettings
+from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.state_weights import (
+    StateWeightsSettings,
+    VelocityWeightsSettings,
+    state_weights_problems,
+)
+from flow_opd.config.teachers import (
+    RoutedTeacherSettings,
+    RouterSettings,
+    TaskRouterSettings,
+    task_problems,
+    teacher_problems,
+    teachers_by_task,
+)
 
 ANCHOR_SHARE = 0.125  # harmless: docs/LOG.md, entries 9 and 10
 
 
 class AnchorSettings(Settings):
-    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+    """Manifold anchor regularization (MAR): keeps the student near a quality expert on every prompt."""
 
     teacher: Name | None = None
     """Name of one of the teachers, whose adapter is the anchor's too."""
     adapter: Name | None = None
     """Adapter of an anchor that is no teacher."""
     weight: PositiveFloat = 0.02
-    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    """lambda, weight of the loss to the anchor relative to the loss to the teachers."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the states, drawn at random, at which the anchor is asked; they count 1 / share, so that its
-    pull is the same in expectation and costs a fraction. 1 asks everywhere, as published; null takes an
-    eighth, or all where the objective is not 'direct-kl'."""
+    """Share of the states, drawn at random, at which the anchor is evaluated; they are weighted by 1 / share,
+    so that its loss is the same in expectation at a fraction of the cost. 1 evaluates it at every state, as
+    published; null takes an eighth, or all where the objective is a policy gradient."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5
     """Classifier-free guidance of the anchor's velocity; 1 switches it off."""
 
@@ -46,55 +53,18 @@ class AnchorSettings(Settings):
         return self
 
 
-class DirectKLSettings(Settings):
-    """The weighted gap to the teachers, differentiated during the walk; by transition weights the KL."""
-
-    name: Literal["direct-kl"] = "direct-kl"
-    """Which objective this is."""
-
-
-class _PolicyGradientSettings(Settings):
-    clip_range: PositiveFloat = 1e-4
-    """PPO clip of the ratio, whose log is a mean over latent dimensions."""
-    advantage_clip: PositiveFloat = 5.0
-    """Advantages are cut to so many standard deviations of the sampled log-ratio, sqrt(2 KL) at each state:
-    1 keeps 68 % of the gradient, 3 keeps 99.7 %, at any resolution."""
-    updates_per_round: PositiveInt = 1
-    """Optimizer updates that share the trajectories of one round."""
-
-
-class SampledLogRatioSettings(_PolicyGradientSettings):
-    """Policy gradient whose advantage is log teacher - log student at the sampled step."""
-
-    name: Literal["sampled-log-ratio"]
-    """Which objective this is."""
-
-
-class DetachedStateKLSettings(_PolicyGradientSettings):
-    """Negative control: the detached KL as an advantage, whose expected gradient is zero."""
-
-    name: Literal["detached-state-kl"]
-    """Which objective this is."""
-
-
-ObjectiveSpec = Annotated[
-    Annotated[
-        DirectKLSettings | SampledLogRatioSettings | DetachedStateKLSettings, Field(discriminator="name")
-    ],
-    BeforeValidator(named),
-]
-
-
 class DistillConfig(TrainingConfig):
     """How teachers are distilled: objective, walk, rounds, optimizer."""
 
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
-    objective: ObjectiveSpec = DirectKLSettings()
-    """'direct-kl', 'sampled-log-ratio' or 'detached-state-kl'; a word, or a section with its name."""
-    state_weights: StateWeightsSpec = NamedStateWeights(name="velocity")
-    """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': what a gap in velocity counts at each
-    state; a word, or a section with its name. The policy gradients weigh only the gap to the anchor by it."""
+    objective: ObjectiveSettings = DirectKLSettings()
+    """'direct-kl' or 'sampled-log-ratio'; a word, or a section with its name."""
+    router: RouterSettings = TaskRouterSettings()
+    """'task' gives each prompt to the teacher of its task; a word, or a section with its name."""
+    state_weights: StateWeightsSettings = VelocityWeightsSettings()
+    """'velocity', 'transition' (as published), 'sde', 'x0' or 'custom': weight of each state (noise level) in
+    the loss; a word, or a section with its name. The policy gradients apply it to the anchor's loss only."""
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     prompts_per_round: PositiveInt = 32
@@ -102,15 +72,15 @@ class DistillConfig(TrainingConfig):
     micro_batch_size: PositiveInt = 32
     """Trajectories of one forward and backward pass; it changes memory, not results."""
     sampling: SamplingSettings = SamplingSettings()
-    """How the student walks."""
+    """How the student's trajectories are sampled."""
 
     def updates_per_round(self) -> int:
-        """Returns the optimizer updates of a round; the direct KL is on-policy and takes one."""
-        return 1 if isinstance(self.objective, DirectKLSettings) else self.objective.updates_per_round
+        """Returns the optimizer updates of a round."""
+        return self.objective.updates()
 
     def default_anchor_share(self) -> float:
-        """Returns the share of the states at which an anchor is asked that names none."""
-        return ANCHOR_SHARE if isinstance(self.objective, DirectKLSettings) else 1.0
+        """Returns the share of the states at which an anchor is evaluated that sets none."""
+        return 1.0 if self.objective.by_policy_gradient else ANCHOR_SHARE
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -119,12 +89,12 @@ class DistillConfig(TrainingConfig):
 
     def _problems(self) -> list[Problem]:
         problems = state_weights_problems(self.state_weights, self.sampling.num_steps)
-        if not isinstance(self.objective, DirectKLSettings) and self.sampling.dynamics == "ode":
+        if self.objective.by_policy_gradient and not self.sampling.dynamics.adds_noise:
             problems.append(
                 Problem(
                     ("sampling", "dynamics"),
                     f"objective {self.objective.name!r} needs noisy steps",
-                    "ode",
+                    self.sampling.dynamics.name,
                     "'sde' or 'cps'",
                     "choose stochastic dynamics, or the objective 'direct-kl'",
                 )
@@ -159,7 +129,7 @@ class DistillSettings(DistillConfig, TrainingStage):
         return teachers_by_task(self.teachers)
 
     def anchor_share(self, anchor: AnchorSettings) -> float:
-        """Returns the share of the states at which an anchor is asked."""
+        """Returns the share of the states at which the anchor is evaluated."""
         return self.default_anchor_share() if anchor.share is None else anchor.share
 
     def _problems(self) -> list[Problem]:
@@ -180,14 +150,14 @@ class DistillSettings(DistillConfig, TrainingStage):
 
     def _idle_problems(self) -> list[Problem]:
         """Returns settings that a policy gradient would not read."""
-        if isinstance(self.objective, DirectKLSettings):
+        if not self.objective.by_policy_gradient:
             return []
         problems = []
-        if self.anchor is None and self.state_weights != NamedStateWeights(name="velocity"):
+        if self.anchor is None and self.state_weights != VelocityWeightsSettings():
             problems.append(
                 Problem(
                     ("state_weights",),
-                    f"weights that do nothing: {self.objective.name!r} has no gap without an anchor",
+                    f"weights that do nothing: {self.objective.name!r} reads them only with an anchor",
                     self.state_weights.name,
                     "the default, velocity",
                     "leave it out, or choose the objective 'direct-kl'",
@@ -197,7 +167,7 @@ class DistillSettings(DistillConfig, TrainingStage):
             problems.append(
                 Problem(
                     ("anchor", "share"),
-                    f"objective {self.objective.name!r} asks the anchor at every state",
+                    f"objective {self.objective.name!r} evaluates the anchor at every state",
                     self.anchor.share,
                     "1",
                     "leave it out (null), or choose the objective 'direct-kl'",

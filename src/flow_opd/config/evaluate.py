@@ -15,7 +15,7 @@ from flow_opd.config.common import (
     RunSettings,
     duplicates,
 )
-from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.rewards import RewardSettings
 
 
 class RowSettings(Settings):
@@ -51,7 +51,7 @@ class RolesSettings(Settings):
     teachers: dict[Name, Name] = Field(default_factory=dict)
     """Domain -> row of its teacher."""
     baselines: tuple[Name, ...] = ()
-    """Rows that the student has to answer to beside these, such as one of GRPO-Mix."""
+    """Further rows that the student is compared with, such as GRPO-Mix."""
 
 
 class EvaluateSettings(Settings):
@@ -69,7 +69,7 @@ class EvaluateSettings(Settings):
     """Name -> policy, in the order of the table."""
     domains: Annotated[dict[Name, DomainSettings], Field(min_length=1)]
     """Name -> held-out prompts; metrics count on the domains that they are named for."""
-    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    rewards: Annotated[tuple[RewardSettings, ...], Field(min_length=1)]
     """Every image is scored by every reward that applies to its prompt."""
     roles: RolesSettings | None = None
     """What is compared with what; null takes the first row as the base and the last as the student."""

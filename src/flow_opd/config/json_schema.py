@@ -15,11 +15,11 @@ from pydantic_core import core_schema
 
 from flow_opd.config.base import Settings, named
 from flow_opd.config.file.document import EXTENDS
+from flow_opd.config.parts import BY_NAME
 
 DIALECT = GenerateJsonSchema.schema_dialect
-_BY_NAME = "x-by-name"  # marks, while a schema is made, where a word may stand for a section
 _EXTENDS = {
-    "description": "YAML file, relative to this one, that this section is laid over.",
+    "description": "YAML file, relative to this one, whose values this section overrides.",
     "type": "string",
     "minLength": 1,
 }
@@ -34,7 +34,7 @@ class _Generator(GenerateJsonSchema):
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         """Returns the schema of what a function passes on, with a mark where the function is `named`."""
         inner = super().function_before_schema(schema)
-        return {_BY_NAME: True, "anyOf": [inner]} if schema["function"]["function"] is named else inner
+        return {BY_NAME: True, "anyOf": [inner]} if schema["function"]["function"] is named else inner
 
     def get_title_from_name(self, name: str) -> str:
         """Returns the name of a field as it is."""
@@ -55,7 +55,7 @@ def json_schema(model: type[Settings], title: str) -> Schema:
 
 
 def _sections(schema: Schema, definitions: dict[str, Schema]) -> set[str]:
-    """Returns the definitions that are reached through sections alone, which files lay over each other."""
+    """Returns the definitions that are reached through sections alone, in which files override each other."""
     found: set[str] = set()
     ahead = list(_references(schema))
     while ahead:
@@ -85,10 +85,10 @@ def _rewritten(node: Schema, definitions: dict[str, Schema], *, merges: bool) ->
     Args:
         node: of pydantic's schema.
         definitions: of the whole schema.
-        merges: whether a section here is laid over the one of another file.
+        merges: whether a section here overrides the one of another file.
     """
     node = dict(node)
-    words = _words(node, definitions) if node.pop(_BY_NAME, False) else []
+    words = _words(node, definitions) if node.pop(BY_NAME, False) else []
     for key in ("properties", "additionalProperties", "items", "prefixItems", "anyOf", "oneOf"):
         if key in node:
             inside = merges and key not in ("items", "prefixItems")
@@ -119,12 +119,12 @@ def _each(value: Any, definitions: dict[str, Schema], *, named_ones: bool, merge
 
 def _words(node: Schema, definitions: dict[str, Schema]) -> list[str]:
     """Returns the names of those choices of a union that need no other key."""
-    members = [each["$ref"].removeprefix(_REF) for each in node["anyOf"][0]["oneOf"]]
     words: list[str] = []
-    for member in (definitions[name] for name in members):
+    for choice in node["anyOf"][0]["oneOf"]:
+        member = definitions[choice["$ref"].removeprefix(_REF)] if "$ref" in choice else choice
         if set(member.get("required", ())) <= {"name"}:
             name = member["properties"]["name"]
-            words += name.get("enum") or [name["const"]]
+            words += name.get("enum") or ([name["const"]] if "const" in name else [])
     return words
 
 

@@ -1,4 +1,4 @@
-"""What `plan` asks beyond the configuration that it plans, and which configurations it understands."""
+"""Settings of `plan` beyond the configuration that it plans, and which configurations it understands."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class ExportSettings(Settings):
     alpha: PositiveFloat | None = None
     """Alpha of a LoRA file that does not say its own."""
     fused: bool = False
-    """Writes also the transformer with the adapter's weight change folded in."""
+    """Writes also the transformer with the adapter fused into its weights."""
 
 
 def _hub_name(value: str) -> str:
@@ -58,6 +58,6 @@ class PublishSettings(Settings):
     repo: HubName
     """Repository 'owner/name', made if absent."""
     dry_run: bool = False
-    """Lists what would be uploaded and asks nobody."""
+    """Lists what would be uploaded, without contacting the hub."""
     private: bool = False
     """Makes a new repository private."""

@@ -3,33 +3,72 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, refuse
+from flow_opd.config.kinds import Kind, load
+from flow_opd.config.parts import Part
+
+if TYPE_CHECKING:
+    import torch
+
+    from flow_opd.protocols import Reward
 
 TRAINING = ("weight", "tasks", "training_score")  # settings that a score in an evaluation does not depend on
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _RewardSettings(Settings):
+class RewardSettings(Part):
+    """A reward. A class of one's own is a `flow_opd.protocols.Reward`; a function of one's own takes (images
+    [B, 3, height, width] in [0, 1], B prompts) and returns a score for each image, [B]."""
+
+    kind: ClassVar[Kind] = Kind(
+        "reward",
+        "flow_opd.rewards",
+        {
+            "geneval": "flow_opd.config.rewards:GenEvalSettings",
+            "ocr": "flow_opd.config.rewards:OCRSettings",
+            "deqa": "flow_opd.config.rewards:DeQASettings",
+            "pickscore": "flow_opd.config.rewards:PickScoreSettings",
+        },
+        method="score",
+        takes=2,
+        context=("device",),
+    )
     weight: PositiveFloat = 1.0
     """Training: factor of this reward in the weighted sum."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Training: tasks whose prompts this reward judges; null: all."""
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Returns the reward; its networks, if it has any, compute on `device`."""
+        reward: Reward = load("flow_opd.rewards.table:with_scores")(self.made({"device": device}))
+        return reward
+
+    @property
+    def judge(self) -> str:
+        """The model or rule that judges, for the protocol of an evaluation."""
+        return self.name
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Setting -> path, asset or hub id of a model that judges; its content decides the scores."""
+        return {}
 
     def for_training(self) -> dict[str, object]:
         """Returns the settings that only a training reads, where they are not the defaults."""
         return self.model_dump(include=set(TRAINING), exclude_defaults=True)
 
 
-class GenEvalSettings(_RewardSettings):
+class GenEvalSettings(RewardSettings):
     """Composition: are the objects of the prompt there, in number, colour and place? Trains on the continuous
     or the unclamped score; reports have the strict and the continuous one. A Mask2Former and a CLIP find the
     objects, as in GenEval, or a palette in the miniature's world."""
 
-    name: Literal["geneval"]
+    name: Literal["geneval"] = "geneval"
     """Which reward this is."""
     detector: Name | None = None
     """Folder, 'asset:NAME' or hub id of a Mask2Former for instances of COCO, in place of a palette."""
@@ -46,7 +85,7 @@ class GenEvalSettings(_RewardSettings):
     counting_threshold: Share = 0.9
     """Mask2Former: the same for prompts with the tag counting."""
     training_score: Literal["continuous", "unclamped"] = "continuous"
-    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as Flow-GRPO trains: five
+    """Training: 'continuous' gives no object a credit below 0; 'unclamped' does, as in Flow-GRPO: five
     objects where one is asked for cost more than two. Reports keep the continuous score."""
     batch_size: PositiveInt = 4
     """Mask2Former: images of one pass."""
@@ -80,11 +119,22 @@ class GenEvalSettings(_RewardSettings):
         """The model or rule that judges, for the protocol of an evaluation."""
         return self.palette or f"{self.detector}, colours by {self.colors}"
 
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Setting -> path, asset or hub id of a model that judges."""
+        named = {"palette": self.palette, "detector": self.detector, "colors": self.colors}
+        return {key: name for key, name in named.items() if name is not None}
 
-class OCRSettings(_RewardSettings):
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Returns the reward; a palette judges on the CPU."""
+        reward: Reward = load("flow_opd.rewards.geneval:build")(self, device)
+        return reward
+
+
+class OCRSettings(RewardSettings):
     """Text: 1 - edit distance / length of what an OCR engine reads."""
 
-    name: Literal["ocr"]
+    name: Literal["ocr"] = "ocr"
     """Which reward this is."""
     reader: Literal["line", "page"] = "line"
     """'line' reads the one line of a small sign, 'page' finds and reads all text of a large picture."""
@@ -100,6 +150,11 @@ class OCRSettings(_RewardSettings):
         """The model or rule that judges, for the protocol of an evaluation."""
         return f"PP-OCR, {self.reader} reader"
 
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Returns the reward, which reads on the CPU."""
+        reward: Reward = load("flow_opd.rewards.ocr:build")(self)
+        return reward
+
     @model_validator(mode="after")
     def _belongs_to_reader(self) -> OCRSettings:
         given = self.model_dump(include={"alphabet", "width", "batch_size"})
@@ -114,10 +169,10 @@ class OCRSettings(_RewardSettings):
         return self
 
 
-class DeQASettings(_RewardSettings):
+class DeQASettings(RewardSettings):
     """Quality without a reference, from 1 to 5."""
 
-    name: Literal["deqa"]
+    name: Literal["deqa"] = "deqa"
     """Which reward this is."""
     path: Name
     """Folder of the quality model, or 'asset:NAME'."""
@@ -127,11 +182,21 @@ class DeQASettings(_RewardSettings):
         """The model or rule that judges, for the protocol of an evaluation."""
         return self.path
 
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Setting -> path, asset or hub id of a model that judges."""
+        return {"path": self.path}
 
-class PickScoreSettings(_RewardSettings):
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Returns the reward; its network computes on `device`."""
+        reward: Reward = load("flow_opd.rewards.deqa:build")(self, device)
+        return reward
+
+
+class PickScoreSettings(RewardSettings):
     """Human preference: logit scale times cosine of image and text under CLIP."""
 
-    name: Literal["pickscore"]
+    name: Literal["pickscore"] = "pickscore"
     """Which reward this is."""
     path: Name
     """Folder of the CLIP model, 'asset:NAME' or hub id."""
@@ -143,7 +208,12 @@ class PickScoreSettings(_RewardSettings):
         """The model or rule that judges, for the protocol of an evaluation."""
         return self.path
 
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Setting -> path, asset or hub id of a model that judges."""
+        return {"path": self.path}
 
-RewardSpec = Annotated[
-    GenEvalSettings | OCRSettings | DeQASettings | PickScoreSettings, Field(discriminator="name")
-]
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Returns the reward; its network computes on `device`."""
+        reward: Reward = load("flow_opd.rewards.pickscore:build")(self, device)
+        return reward

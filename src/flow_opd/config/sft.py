@@ -17,7 +17,7 @@ from flow_opd.config.teachers import RoutedTeacherSettings, teacher_problems, te
 
 
 class LogitNormalSigmas(Settings):
-    """Noise levels in the middle most often: sigmoid of standard normals."""
+    """Noise levels around the middle most often: sigmoid of standard normals."""
 
     name: Literal["logit-normal"]
     """Which distribution this is."""
@@ -49,7 +49,7 @@ class SFTConfig(TrainingConfig):
     sample_batch_size: PositiveInt = 64
     """Images drawn at once; it changes memory, not results."""
     batch_size: PositiveInt = 32
-    """Images of one update, all tasks alike."""
+    """Images of one update, equally many of each task."""
     micro_batch_size: PositiveInt = 32
     """Images of one forward and backward pass; it changes memory, not results."""
     sigmas: SigmasSpec = UniformShiftedSigmas()

@@ -2,32 +2,99 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from flow_opd.config.base import NonNegativeFloat, Problem, Settings, named, refuse
+from flow_opd.config.base import NonNegativeFloat, Problem, refuse
+from flow_opd.config.kinds import Kind, load
+from flow_opd.config.parts import Part
+
+if TYPE_CHECKING:
+    from flow_opd.flow.weights import StateWeights
 
 LEAST = 1e-6  # of the largest weight: what is smaller would be lost in float32
 
 
-class NamedStateWeights(Settings):
-    """Weights that need no settings of their own."""
+class StateWeightsSettings(Part):
+    """Weight of each state (noise level) in the loss. A function of one's own takes (schedule, dynamics) and
+    returns a weight for each step, [T]."""
 
-    name: Literal["velocity", "transition", "sde", "x0"]
-    """'velocity': a gap in velocity counts the same at every state; 'transition': the KL of the step as it is
-    walked, where a deterministic step counts dsigma^2 / 2; 'sde': the KL of Flow-GRPO's SDE with noise in
-    every step, however it is walked; 'x0': a gap in the predicted image counts the same."""
+    kind: ClassVar[Kind] = Kind(
+        "state weights",
+        "flow_opd.state_weights",
+        {
+            "velocity": "flow_opd.config.state_weights:VelocityWeightsSettings",
+            "transition": "flow_opd.config.state_weights:TransitionWeightsSettings",
+            "sde": "flow_opd.config.state_weights:SDEWeightsSettings",
+            "x0": "flow_opd.config.state_weights:X0WeightsSettings",
+            "custom": "flow_opd.config.state_weights:CustomStateWeights",
+        },
+        method="__call__",
+        takes=2,
+    )
+
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights; `noise_level` is that of the walk."""
+        return self.made()
+
+    def weighted(self, num_steps: int) -> int:
+        """Returns how many states of a walk of `num_steps` steps have a weight above 0."""
+        return num_steps
 
 
-class CustomStateWeights(Settings):
+class VelocityWeightsSettings(StateWeightsSettings):
+    """An error in velocity counts the same at every state."""
+
+    name: Literal["velocity"] = "velocity"
+    """Which weights these are."""
+
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights."""
+        return load("flow_opd.flow.weights:velocity_weights")
+
+
+class TransitionWeightsSettings(StateWeightsSettings):
+    """The KL of the step as it is sampled, where a deterministic step counts dsigma^2 / 2."""
+
+    name: Literal["transition"] = "transition"
+    """Which weights these are."""
+
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights."""
+        return load("flow_opd.flow.weights:transition_weights")
+
+
+class SDEWeightsSettings(StateWeightsSettings):
+    """The KL of Flow-GRPO's SDE with noise in every step, however it is sampled."""
+
+    name: Literal["sde"] = "sde"
+    """Which weights these are."""
+
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights for noise of this level in every step."""
+        return load("flow_opd.flow.weights:noisy_weights")(noise_level)
+
+
+class X0WeightsSettings(StateWeightsSettings):
+    """An error in the predicted x0 counts the same."""
+
+    name: Literal["x0"] = "x0"
+    """Which weights these are."""
+
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights."""
+        return load("flow_opd.flow.weights:x0_weights")
+
+
+class CustomStateWeights(StateWeightsSettings):
     """Weights of your own."""
 
-    name: Literal["custom"]
+    name: Literal["custom"] = "custom"
     """Which weights these are."""
     values: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
-    """One for each step, relative to each other. By the direct KL a state of weight 0 asks neither teacher
-    nor anchor; Flow-GRPO takes no 0 at a step that it trains."""
+    """One for each step, relative to each other. With the direct KL neither teacher nor anchor is evaluated
+    at a state of weight 0; Flow-GRPO takes no 0 at a step that it trains."""
 
     @model_validator(mode="after")
     def _something_counts(self) -> CustomStateWeights:
@@ -45,20 +112,18 @@ class CustomStateWeights(Settings):
         )
         return self
 
+    def build(self, noise_level: float) -> StateWeights:
+        """Returns the weights."""
+        return load("flow_opd.flow.weights:given_weights")(self.values)
 
-StateWeightsSpec = Annotated[
-    Annotated[NamedStateWeights | CustomStateWeights, Field(discriminator="name")], BeforeValidator(named)
-]
-
-
-def weighted_states(spec: NamedStateWeights | CustomStateWeights, num_steps: int) -> int:
-    """Returns how many states of a walk of `num_steps` steps have a weight above 0."""
-    return num_steps if isinstance(spec, NamedStateWeights) else sum(value > 0 for value in spec.values)
+    def weighted(self, num_steps: int) -> int:
+        """Returns how many states have a weight above 0."""
+        return sum(value > 0 for value in self.values)
 
 
-def state_weights_problems(spec: NamedStateWeights | CustomStateWeights, num_steps: int) -> list[Problem]:
+def state_weights_problems(spec: StateWeightsSettings, num_steps: int) -> list[Problem]:
     """Returns what is wrong with weights for a walk of `num_steps` steps, under the key 'state_weights'."""
-    if isinstance(spec, NamedStateWeights) or len(spec.values) == num_steps:
+    if not isinstance(spec, CustomStateWeights) or len(spec.values) == num_steps:
         return []
     what, allowed = "weights for another number of steps", f"{num_steps} values, one for each step"
     return [Problem(("state_weights", "values"), what, len(spec.values), allowed, "give one for each step")]

@@ -15,20 +15,14 @@ from flow_opd.config.base import (
     Problem,
     refuse,
 )
-from flow_opd.config.common import (
-    LoraSettings,
-    PromptsSettings,
-    SamplingSettings,
-    TrainingConfig,
-    TrainingStage,
-    duplicates,
-)
+from flow_opd.config.common import LoraSettings, PromptsSettings, TrainingConfig, TrainingStage, duplicates
 from flow_opd.config.merge import ColdStartSettings, lora_problems
-from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.rewards import RewardSettings
+from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.state_weights import (
     CustomStateWeights,
-    NamedStateWeights,
-    StateWeightsSpec,
+    StateWeightsSettings,
+    TransitionWeightsSettings,
     state_weights_problems,
 )
 from flow_opd.config.teachers import task_problems
@@ -42,16 +36,16 @@ class GRPOConfig(TrainingConfig):
     task_shares: dict[Name, PositiveFloat] | None = None
     """Share of each task in a round; null gives equal shares."""
     reward_normalization: Literal["sum", "each"] = "sum"
-    """How several rewards become one advantage: 'sum' weighs and sums the rewards and compares the sums of a
-    group; 'each' compares every reward within the group, then weighs and sums, so that weights are relative
-    importances and no scales."""
+    """How several rewards become one advantage: 'sum' normalizes the weighted sum of the rewards within the
+    group; 'each' normalizes every reward within the group and sums the weighted results, so that weights are
+    relative importances and not scales."""
     advantage_spread: Literal["group", "round"] = "group"
     """Standard deviation that divides an advantage: of the image's group, or of all images of the round, per
     task under 'sum' and per reward under 'each'."""
     sampling: SamplingSettings = SamplingSettings()
-    """How trajectories are drawn."""
+    """How trajectories are sampled."""
     group_size: Annotated[int, Field(ge=2)] = 16
-    """Images of each prompt; the advantage compares them with each other."""
+    """Images of each prompt, whose rewards are normalized together."""
     shared_start: bool = False
     """Images of a group start from the same noise, so that they differ by what the policy did alone."""
     groups_per_round: PositiveInt = 8
@@ -62,10 +56,10 @@ class GRPOConfig(TrainingConfig):
     """Steps that are trained: all 'stochastic' ones, or a window [first, last] of them, both included."""
     steps_per_round: PositiveInt | None = None
     """So many of the trained steps, drawn at random each round; the others add no noise then. Null: all."""
-    state_weights: StateWeightsSpec = NamedStateWeights(name="transition")
+    state_weights: StateWeightsSettings = TransitionWeightsSettings()
     """'velocity', 'transition', 'sde', 'x0' or 'custom': how much each trained step counts; a word, or a
-    section with its name. It weighs the advantages, not the KL to the base. 'transition' leaves them as they
-    are, and the late steps decide; so does 'sde' where the dynamics is the SDE."""
+    section with its name. It scales the advantages, not the KL to the base. 'transition' leaves them as they
+    are, and the late steps dominate; so does 'sde' where the dynamics is the SDE."""
     micro_batch_size: PositiveInt = 32
     """Transitions of one forward and backward pass; it changes memory, not results."""
     clip_range: PositiveFloat = 1e-4
@@ -73,7 +67,7 @@ class GRPOConfig(TrainingConfig):
     kl_weight: NonNegativeFloat = 0.0
     """beta, weight of the transition KL to the base, whatever `state_weights` says."""
     advantage_clip: PositiveFloat = 5.0
-    """Advantages are cut to this size, in standard deviations, before steps are weighed."""
+    """Advantages are clipped to this size, in standard deviations, before steps are weighted."""
 
     def trained_range(self) -> tuple[int, int]:
         """Returns the trained steps as (first, stop), stop excluded."""
@@ -124,12 +118,12 @@ class GRPOConfig(TrainingConfig):
     def _step_problems(self) -> list[Problem]:
         problems: list[Problem] = []
         first, stop = self.trained_range()
-        if self.sampling.dynamics == "ode":
+        if not self.sampling.dynamics.adds_noise:
             problems.append(
                 Problem(
                     ("sampling", "dynamics"),
                     "a policy gradient needs noisy steps",
-                    "ode",
+                    self.sampling.dynamics.name,
                     "'sde' or 'cps'",
                     "choose stochastic dynamics",
                 )
@@ -145,7 +139,7 @@ class GRPOConfig(TrainingConfig):
                     "train only steps that add noise",
                 )
             )
-        elif self.sampling.dynamics == "cps" and stop == self.sampling.num_steps:
+        elif self.sampling.dynamics.takes_noise_away and stop == self.sampling.num_steps:
             problems.append(
                 Problem(
                     ("trained_steps",),
@@ -175,7 +169,7 @@ class TeacherSettings(GRPOConfig, TrainingStage):
     """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]
     """Training prompts, of one task or several."""
-    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    rewards: Annotated[tuple[RewardSettings, ...], Field(min_length=1)]
     """What the adapter is trained on; each judges the prompts of its tasks."""
 
     def _problems(self) -> list[Problem]:

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from flow_opd.config.base import Name, Problem, Settings
 from flow_opd.config.common import duplicates
+from flow_opd.config.kinds import Kind, load
+from flow_opd.config.parts import Part
+
+if TYPE_CHECKING:
+    from flow_opd.protocols import Router
 
 RESERVED_NAMES = ("student", "anchor")  # adapters that stand beside the teachers in one base
+
+
+class RouterSettings(Part):
+    """How much of each teacher a prompt gets. A class of one's own is one of `flow_opd.protocols.Router`; its
+    `__init__` may take `teacher_of_task`, task -> name of its teacher."""
+
+    kind: ClassVar[Kind] = Kind(
+        "router",
+        "flow_opd.routers",
+        {"task": "flow_opd.config.teachers:TaskRouterSettings"},
+        method="weights",
+        takes=None,
+        context=("teacher_of_task",),
+    )
+
+    def build(self, teacher_of_task: Mapping[str, str]) -> Router:
+        """Returns the router of teachers, given task -> name of its teacher."""
+        router: Router = self.made({"teacher_of_task": teacher_of_task})
+        return router
+
+
+class TaskRouterSettings(RouterSettings):
+    """Each prompt to the teacher of its task."""
+
+    name: Literal["task"] = "task"
+    """Which router this is."""
+
+    def build(self, teacher_of_task: Mapping[str, str]) -> Router:
+        """Returns the router."""
+        router: Router = load("flow_opd.method.routing:HardRouter")(teacher_of_task)
+        return router
 
 
 class RoutedTeacherSettings(Settings):
@@ -19,7 +55,7 @@ class RoutedTeacherSettings(Settings):
     name: Name
     """Name of the teacher in logs and tables."""
     tasks: tuple[Name, ...]
-    """Tasks whose prompts this teacher answers for."""
+    """Tasks whose prompts are routed to this teacher."""
     adapter: Name
     """Adapter: a path, 'asset:NAME' or a hub id 'owner/name[@revision]'."""
     guidance_scale: Annotated[float, Field(ge=1)] = 4.5

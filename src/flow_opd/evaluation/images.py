@@ -66,7 +66,7 @@ class ImageSampler:
 
     @torch.no_grad()
     def draw(self, field: VelocityField, domain_set: EvaluationSet, shots: Sequence[Shot]) -> Tensor:
-        """Returns images in [0, 1], [B, 3, height, width], of the given shots of a set, on the CPU."""
+        """Returns the images of (prompt, seed) pairs, [B, 3, height, width], in [0, 1], on the CPU."""
         latents = generate_latents(
             field,
             self.encoder.encode_prompts([domain_set.prompts[index] for index, _ in shots]),
@@ -85,13 +85,13 @@ class ImageSampler:
         *,
         on_batch: Callable[[Sequence[Shot], Tensor], None],
     ) -> dict[str, list[float | None]]:
-        """Returns metric -> scores of all shots of the set, None where a reward does not apply.
+        """Returns metric -> scores of all images of the set, None where a reward does not apply.
 
         Args:
             field: the policy.
             domain_set: what is drawn.
             rewards: each gives its value under its own name, and its parts under "name_part".
-            on_batch: called after each batch with its shots and images, [B, 3, height, width].
+            on_batch: called after each batch with its (prompt, seed) pairs and images, [B, 3, height, width].
         """
         shots = domain_set.shots()
         # A process without a share draws the first image for nothing: it has to know what is measured.
@@ -113,7 +113,7 @@ class ImageSampler:
         return {name: self._everybodys(values, len(shots)) for name, values in table.items()}
 
     def _everybodys(self, own: list[float], total: int) -> list[float | None]:
-        """Returns the scores of all shots from this process's own, None for NaN."""
+        """Returns the scores of all images from this process's own, None for NaN."""
         share = len(self.processes.rows(total))
         values = self.processes.gather_rows(torch.tensor(own[:share], dtype=torch.float64), total)
         return [None if math.isnan(value) else value for value in values.tolist()]
@@ -122,8 +122,9 @@ class ImageSampler:
 class Album:
     """The images of the first prompts of each domain, kept while they are scored.
 
-    What was not scored here is drawn when it is asked for: another process's share, a cell that was finished
-    before, a domain that a row is not judged on. The batch that it is drawn in may change its last bits.
+    What was not scored here is drawn when it is needed: another process's share, a table entry that was
+    finished before, a domain that a row is not evaluated on. The batch that it is drawn in may change its
+    last bits.
     """
 
     def __init__(self, sampler: ImageSampler, prompts: int) -> None:

@@ -30,7 +30,7 @@ class Scores:
     values: NDArray[np.float64]  # [N]; any value, NaN included, where not valid
     valid: NDArray[np.bool_]  # [N]; False = the metric does not apply to this image
     prompts: tuple[str, ...]  # N, what is resampled: lines that ask for the same have one prompt
-    tags: tuple[str, ...]  # N, groups of prompts that count alike in the mean; one for all = the plain mean
+    tags: tuple[str, ...]  # N, groups of prompts of equal weight in the mean; one for all = the plain mean
 
     @staticmethod
     def of(

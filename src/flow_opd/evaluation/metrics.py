@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flow_opd.errors import DataError
+from flow_opd.protocols import Reward
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Metric:
     name: str
     label: str
     domain: str  # the prompts on which it counts
-    scale: tuple[float, float]  # lowest and highest value; PickScore has no sharp ends
+    scale: tuple[float | None, float | None]  # lowest and highest value; PickScore has no sharp ends
     divisor: float | None  # its weight in the average is 1 / (4 divisor); None = not part of it
     decimals: int
     definition: str
@@ -72,6 +74,32 @@ METRICS: tuple[Metric, ...] = (
         "raw: logit scale times the cosine of picture and caption, not divided by 26",
     ),
 )
+
+
+READINGS = {"geneval": "geneval_strict"}
+"""Metric -> what its reward reports it as, where that has another name."""
+
+
+def metrics_of(rewards: Sequence[Reward], domain: str) -> tuple[Metric, ...]:
+    """Returns all metrics of an evaluation: ours, and one for each reward that is not among them.
+
+    Args:
+        rewards: that judge.
+        domain: the prompts on which the others count, beside ours.
+    """
+    ours = {metric.name for metric in METRICS}
+    others = [each for each in rewards if each.name not in ours]
+    definition = "as its reward gives it"
+    return (
+        *METRICS,
+        *(Metric(each.name, each.name, domain, _ends(each.scale), None, 3, definition) for each in others),
+    )
+
+
+def _ends(scale: tuple[float, float]) -> tuple[float | None, float | None]:
+    """Returns the ends of a scale, None for one that it does not have."""
+    low, high = (end if math.isfinite(end) else None for end in scale)
+    return low, high
 
 
 def find_metric(name: str, metrics: Sequence[Metric] = METRICS) -> Metric:

@@ -122,7 +122,7 @@ def build_results(
 
     Args:
         scores: row name -> domain -> metric -> scores, in the order of the table. A row may lack domains. A
-            metric that judged no image of a domain that is not its own gets no cell there.
+            metric that judged no image of a domain that is not its own gets no entry there.
         roles: names of rows, all of which must be in `scores`.
         wall_seconds: time that the run took, seconds.
         peak_rss_mb: most memory that the process held, MiB.
@@ -181,7 +181,7 @@ def _row(name: str, domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequ
 
 
 def _tags(scores: Scores, bootstrap: Bootstrap, domain: str) -> dict[str, Cell]:
-    """The cell of each tag with two judged prompts or more, of which alone there is an interval."""
+    """Mean and interval of each tag with two judged prompts or more; fewer have no interval."""
     return {tag: bootstrap.cell(one, domain) for tag, one in scores.by_tag() if len(set(one.judged)) > 1}
 
 

@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flow_opd.registry import Registry
-
 
 @dataclass(frozen=True)
 class RoundScores:
@@ -40,10 +38,6 @@ class Normalization(Protocol):
         ...
 
 
-NORMALIZATIONS: Registry[Normalization] = Registry("reward normalization")
-
-
-@NORMALIZATIONS.register("sum")
 def advantages_of_the_sum(scores: RoundScores, *, round_spread: bool = False) -> Tensor:
     """Returns the group-relative advantages of the weighted sum of the rewards, [B].
 
@@ -57,7 +51,6 @@ def advantages_of_the_sum(scores: RoundScores, *, round_spread: bool = False) ->
     return group_advantages(scores.totals, scores.groups, scores.tasks if round_spread else None)
 
 
-@NORMALIZATIONS.register("each")
 def sum_of_the_advantages(scores: RoundScores, *, round_spread: bool = False) -> Tensor:
     """Returns the weighted sum of the group-relative advantages of each reward, [B].
 
@@ -80,14 +73,16 @@ def sum_of_the_advantages(scores: RoundScores, *, round_spread: bool = False) ->
     return total
 
 
+NORMALIZATIONS: dict[str, Normalization] = {"sum": advantages_of_the_sum, "each": sum_of_the_advantages}
+
+
 def group_advantages(
     rewards: Tensor, groups: Tensor, pools: Tensor | None = None, *, epsilon: float = 1e-4
 ) -> Tensor:
     """Returns (r - mean of its group) / (std of its pool + epsilon), [B].
 
     A group whose rewards are all equal gets advantages of zero. The pool is the group in the paper. With one
-    pool of all images a group of small differences stays small: that is how the published Flow-GRPO teachers
-    of Stable Diffusion 3.5 Medium were trained.
+    pool of all images, a group with small differences gets small advantages.
 
     Source: Flow-GRPO, arXiv 2505.05470, equation 4 (GRPO's group-relative advantage).
 

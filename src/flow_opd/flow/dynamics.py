@@ -12,11 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from flow_opd.protocols import Dynamics
-from flow_opd.registry import Registry
 from flow_opd.types import StepDistribution
-
-DYNAMICS: Registry[Dynamics] = Registry("dynamics")
 
 
 def _rows(value: Tensor) -> Tensor:
@@ -26,11 +22,10 @@ def _rows(value: Tensor) -> Tensor:
 def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
     """Returns g(sigma) = a sqrt(sigma / (1 - sigma)) of the Flow-GRPO SDE.
 
-    At sigma = 1, where g diverges, the next grid value stands in for sigma, above and below the line.
+    At sigma = 1, where g diverges, the next grid value stands in for sigma, in numerator and denominator
+    (docs/units.md has the difference to the denominator alone).
 
-    Source: Flow-GRPO, arXiv 2505.05470. Differs: its code puts it below the line only, so that at sigma = 1
-    g = a sqrt(1 / (1 - sigma')). On SD3's 10 steps the first step then has a std of .7000 (here .6859), a
-    mean 1.3 % off ours, and for the same noise a mean log-probability .020 lower. Other steps are equal.
+    Source: Flow-GRPO, arXiv 2505.05470.
 
     Args:
         sigma, sigma_next: noise levels in [0, 1], descending, any shape.
@@ -40,7 +35,6 @@ def diffusion(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
     return noise_level * torch.sqrt(inside / (1 - inside))
 
 
-@DYNAMICS.register("ode")
 def ode_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:
@@ -56,7 +50,6 @@ def ode_step(
     return StepDistribution(latents.float() + velocity.float() * dsigma, torch.zeros_like(dsigma))
 
 
-@DYNAMICS.register("sde")
 def sde_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:
@@ -85,7 +78,6 @@ def sde_step(
     return StepDistribution(mean, g * torch.sqrt(-dsigma))
 
 
-@DYNAMICS.register("cps")
 def cps_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> StepDistribution:
@@ -95,7 +87,7 @@ def cps_step(
         mean = (1 - sigma') x0_hat + sqrt(sigma'^2 - std^2) eps_hat
         x0_hat = x - sigma v,   eps_hat = x + (1 - sigma) v
 
-    Source: Flow-CPS, as flow_grpo offers it. With a = 0 this is the Euler step.
+    Source: Flow-CPS, in the repository flow_grpo. With a = 0 this is the Euler step.
 
     Args:
         latents, velocity, sigma, sigma_next: as in `sde_step`.

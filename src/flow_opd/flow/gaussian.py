@@ -19,7 +19,7 @@ def sample(step: StepDistribution, noise: Tensor) -> Tensor:
 def log_prob_mean(step: StepDistribution, next_latents: Tensor) -> Tensor:
     """Returns log N(next_latents; mean, std^2) averaged over latent dimensions, [M], float32.
 
-    The mean over dimensions (not the sum) is what Flow-GRPO's ratio and its clip range are made for.
+    The mean over dimensions, not the sum, is what the policy gradient's ratio and clip range refer to.
 
     Args:
         step: mean [M, C, H, W] and std [M, 1, 1, 1] > 0.
@@ -49,7 +49,7 @@ def sde_kl_weight(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Ten
 
         w = (-dsigma) / 2 (g (1 - sigma) / (2 sigma) + 1 / g)^2
 
-    Source: Flow-OPD, arXiv 2605.08063; the factor |dsigma| is what peers forgot.
+    Source: Flow-OPD, arXiv 2605.08063.
     """
     g = diffusion(sigma, sigma_next, noise_level)
     return (sigma - sigma_next) / 2 * (g * (1 - sigma) / (2 * sigma) + 1 / g) ** 2

@@ -21,9 +21,8 @@ def shifted_uniform_sigmas(count: int, *, shift: float, generator: Generator) ->
 
         sigma = shift u / (1 + (shift - 1) u),   u ~ U(0, 1)
 
-    Source: Stable Diffusion 3, arXiv 2403.03206, equation 23. Differs: SD3 prefers a logit-normal u. A
-    sampler starts at sigma = 1, where that density is nearly 0; a small model that has hardly been there
-    takes the mean of pure noise for a background and goes on to ignore the caption (docs/LOG.md).
+    Source: Stable Diffusion 3, arXiv 2403.03206, equation 23. Differs: u is uniform, not logit-normal: a
+    sampler starts at sigma = 1, where the logit-normal density is nearly 0 (docs/LOG.md, entry 5).
     """
     u = torch.rand(count, generator=generator)
     return shift * u / (1 + (shift - 1) * u)

@@ -1,4 +1,4 @@
-"""How much each state of a trajectory counts: weights of the squared velocity gap, one for each step.
+"""How much each state of a trajectory counts: weights of the squared velocity error, one for each step.
 
 Noise and weight are two choices: a step may add no noise and be learnt all the same, or add noise and not be
 learnt. Each function returns relative weights; `scaled` brings them to one size.
@@ -13,12 +13,9 @@ from torch import Tensor
 
 from flow_opd.flow.dynamics import sde_step
 from flow_opd.protocols import Dynamics
-from flow_opd.registry import Registry
 from flow_opd.types import Schedule
 
 StateWeights = Callable[[Schedule, Dynamics], Tensor]
-
-STATE_WEIGHTS: Registry[StateWeights] = Registry("state weights")
 
 
 def step_response(schedule: Schedule, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
@@ -30,14 +27,13 @@ def step_response(schedule: Schedule, dynamics: Dynamics) -> tuple[Tensor, Tenso
     return (moved.mean - still.mean).flatten(), moved.std.flatten()
 
 
-@STATE_WEIGHTS.register("transition")
 def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     """Returns w with transition KL = w |v_student - v_target|^2 for the steps as they are walked, [T].
 
         w = (d mean / d v)^2 / (2 std^2);   at std = 0 the limit used is (d mean / d v)^2 / 2
 
-    A deterministic step then counts dsigma^2 / 2, a noisy one much more: the walk's choice of noise is its
-    choice of weights, too.
+    A deterministic step then counts dsigma^2 / 2, a noisy one much more: with these weights, choosing which
+    steps add noise also chooses which steps dominate the loss.
 
     Source: Flow-OPD, arXiv 2605.08063 (transition KL); DiffusionOPD, arXiv 2605.15055 (ODE limit).
     """
@@ -46,18 +42,16 @@ def transition_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
     return response**2 / (2 * torch.where(variance > 0, variance, torch.ones_like(variance)))
 
 
-@STATE_WEIGHTS.register("velocity")
 def velocity_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns 1 for every step, [T]: a gap in velocity counts the same at every noise level.
+    """Returns 1 for every step, [T]: an error in velocity counts the same at every noise level.
 
     Source: ours; flow matching with uniform weights, arXiv 2210.02747, at the sampler's own levels.
     """
     return torch.ones(len(schedule))
 
 
-@STATE_WEIGHTS.register("x0")
 def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
-    """Returns sigma^2, [T]: a gap in x0_hat = x - sigma v counts the same at every noise level.
+    """Returns sigma^2, [T]: an error in x0_hat = x - sigma v counts the same at every noise level.
 
     Source: ours, from x0_hat's definition.
     """
@@ -67,8 +61,8 @@ def x0_weights(schedule: Schedule, dynamics: Dynamics) -> Tensor:
 def noisy_weights(noise_level: float) -> StateWeights:
     """Returns the transition weights of Flow-GRPO's SDE with noise of this level in every step, [T].
 
-    They are the same however the states are walked: by the ODE, or by CPS, whose own weights a step to a tiny
-    level would have nearly all of.
+    They do not depend on how the states are sampled. (CPS's own transition weights would lie nearly all on a
+    step to a tiny noise level.)
 
     Source: ours, of the SDE in `flow/dynamics.py:sde_step`.
     """

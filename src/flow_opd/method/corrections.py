@@ -14,7 +14,6 @@ from flow_opd.method.rollouts import Repeatable, WalkNoise, micro_rows, rollout,
 from flow_opd.method.transitions import join_rollouts, shares_of_updates, transitions
 from flow_opd.method.walk import Walks
 from flow_opd.protocols import Backbone, VelocityField
-from flow_opd.registry import Registry
 from flow_opd.types import Prompt, Rollout, StepDistribution, TransitionBatch
 
 
@@ -26,10 +25,6 @@ class Correction(Protocol):
         ...
 
 
-CORRECTIONS: Registry[Correction] = Registry("correction")
-
-
-@CORRECTIONS.register("sampled-log-ratio")
 def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
     """Returns log pi_teacher(a) - log pi_student(a) of the action taken, plus the transition KL, [M].
 
@@ -39,8 +34,7 @@ def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next
     Without it a large KL drives every advantage into the clip, where it says nothing about the action.
     Under the student the result is N(0, 2 KL): see `clip_advantages`.
 
-    Differs: Flow-OPD's code takes the KL itself, differentiated, as the advantage. The baseline is ours; any
-    function of the state may be one (Williams, 1992).
+    Differs: the baseline is ours; any function of the state may be one (Williams, 1992).
 
     Source: the policy gradient of the reverse KL; for sequences MiniLLM, arXiv 2306.08543.
     """
@@ -49,7 +43,6 @@ def sampled_log_ratio(student: StepDistribution, teacher: StepDistribution, next
     return dimensions * ratio + transition_kl(student, teacher)
 
 
-@CORRECTIONS.register("detached-state-kl")
 def detached_state_kl(student: StepDistribution, teacher: StepDistribution, next_latents: Tensor) -> Tensor:
     """Returns minus the transition KL at the state, [M]: a negative control that does not learn.
 
@@ -62,7 +55,7 @@ def detached_state_kl(student: StepDistribution, teacher: StepDistribution, next
 
 
 def clip_advantages(advantages: Tensor, kl: Tensor, clip: float) -> Tensor:
-    """Returns the advantages cut to `clip` standard deviations of the log-ratio at their state, [M].
+    """Returns the advantages clipped to `clip` standard deviations of the log-ratio at their state, [M].
 
         |A| <= clip sqrt(2 KL)
 
@@ -70,8 +63,8 @@ def clip_advantages(advantages: Tensor, kl: Tensor, clip: float) -> Tensor:
     standard normal, so log pi_teacher - log pi_student = (|z|^2 - |z + d|^2) / 2 = -z d - KL: plus the KL it
     is N(0, 2 KL), in any number of dimensions. As E clip(z) z = P(|z| < clip) for a standard normal number,
     a clip of 1 keeps 68 % of the expected gradient and one of 3 keeps 99.7 %, whatever the KL and the
-    resolution. Differs: a clip in nats, as in Flow-OPD's code, keeps less the more dimensions there are: one
-    of 5 keeps 34 % at a KL of 1e-3 in each of 65,536.
+    resolution. Differs: the clip is not in nats, of which one of 5 keeps 34 % at a KL of 1e-3 in each of
+    65,536 dimensions, and less in more.
 
     Source: derived here; tests/method/test_corrections.py has the shares.
 
@@ -85,7 +78,7 @@ def clip_advantages(advantages: Tensor, kl: Tensor, clip: float) -> Tensor:
 
 
 class CorrectedRollouts:
-    """Rollouts of the student, each stochastic step weighed by its routed teacher."""
+    """Rollouts of the student; the routed teacher gives each stochastic step its advantage."""
 
     def __init__(
         self,
@@ -106,7 +99,7 @@ class CorrectedRollouts:
             backbone: says what latents look like.
             walks: how to walk; all steps with a density are trained.
             correction: turns a step of both into an advantage.
-            advantage_clip: advantages are cut to so many standard deviations (`clip_advantages`).
+            advantage_clip: advantages are clipped to so many standard deviations (`clip_advantages`).
             updates_per_round: optimizer steps that share the trajectories.
         """
         self.student = student

@@ -32,8 +32,8 @@ class GroupSampling:
     steps_of_round: Callable[[int], Sequence[int]]  # round -> stochastic steps that enter the update
     shared_start: bool = False  # whether the images of a group start from the same noise
     drawn_from: Sequence[int] = ()
-    """Steps that the choice of `steps_of_round` is made from; those that were not chosen walk without noise,
-    so that a reward is owed to the steps that it trains."""
+    """Steps that the choice of `steps_of_round` is made from; those that were not chosen are deterministic,
+    so that differences in reward come from the trained steps alone."""
     advantages: Callable[[RoundScores], Tensor] = advantages_of_the_sum
     advantage_clip: float = 5.0  # advantages are cut to this size, before they are weighed
     state_weights: StateWeights = transition_weights  # how much each trained step counts, `advantage_weights`

@@ -11,7 +11,6 @@ from flow_opd.flow.advantages import NORMALIZATIONS
 from flow_opd.method.groups import GroupRollouts, GroupSampling
 from flow_opd.method.objectives import ClippedPolicyGradient, Target, VelocityGap, WeightedTerms
 from flow_opd.method.walk import Walks
-from flow_opd.method.walks import relative_weights
 from flow_opd.protocols import Backbone, BatchSource, Scorer, Term, VelocityField
 from flow_opd.seeding import generator
 
@@ -31,13 +30,13 @@ def flow_grpo(
 
     Args:
         student: the policy that is trained.
-        reference: what it is held to, the bare base.
+        reference: policy of the KL penalty, the bare base.
         backbone: decodes images.
         walks: how the student walks.
         scorer: the rewards, each for the prompts of its tasks.
         sampling: how groups are drawn, how their scores become advantages, and which steps are trained.
         clip_range: PPO's clip of the ratio, whose log is a mean over latent dimensions.
-        kl_weight: beta; 0 leaves the KL out, and the reference is not asked.
+        kl_weight: beta; 0 leaves the KL out, and the reference is not evaluated.
 
     Source: Flow-GRPO, arXiv 2505.05470, equations 4 and 5; GRPO-Mix is the baseline of Flow-OPD, arXiv
     2605.08063.
@@ -67,11 +66,11 @@ def grpo(
         steps_of_round=partial(_steps_of_round, config, seed),
         drawn_from=range(*config.trained_range()),
         advantages=partial(
-            NORMALIZATIONS.get(config.reward_normalization),
+            NORMALIZATIONS[config.reward_normalization],
             round_spread=config.advantage_spread == "round",
         ),
         advantage_clip=config.advantage_clip,
-        state_weights=relative_weights(config.state_weights, config.sampling.noise_level),
+        state_weights=config.state_weights.build(config.sampling.noise_level),
         updates_per_round=config.updates_per_round,
     )
     clip_range, kl_weight = config.clip_range, config.kl_weight

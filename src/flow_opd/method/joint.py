@@ -1,4 +1,4 @@
-"""Several fields asked at once: what they have in common is computed once, in one pass over the base."""
+"""Several velocity fields evaluated together: what they share is computed once, in one pass over the base."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def joint_velocities(
 ) -> list[Tensor]:
     """Returns the velocity of each target, [M, C, H, W], float32; 0 at rows in which no field has a share.
 
-    All policies of the targets answer in one forward pass (two where guidance is sequential), each at the
-    rows where it is needed, and once where several targets need the same. For policies in lockstep the
-    number of passes depends on the targets' fields and not on their rows.
+    All policies of the targets run in one forward pass (two where guidance is sequential), each at the
+    rows where it is needed, and once where several targets need the same. For policies on a sharded base
+    (`lockstep`) the number of passes depends on the targets' fields and not on their rows.
 
     Args:
         targets: each a sum of shares.
@@ -104,16 +104,16 @@ def velocity_of_alike(
     conditioning: Conditioning,
     alike: Sequence[int] | None,
 ) -> Tensor:
-    """Returns the field's velocity at every row, [M, C, H, W], from one row of each number in `alike`.
+    """Returns the field's velocity at every row, [M, C, H, W], evaluated once per distinct row (`alike`).
 
-    The gradient at a row that was asked is the sum of those at the rows that it stands for.
+    The gradient at an evaluated row is the sum of those at the rows that it stands for.
 
     Args:
-        field: is asked.
+        field: the velocity field.
         latents: x_sigma, [M, C, H, W].
         sigma: [M].
         conditioning: M rows.
-        alike: M numbers; rows of one number agree in everything above. None asks every row.
+        alike: M numbers; rows of one number agree in everything above. None evaluates every row.
     """
     first: dict[int, int] = {}
     for row, number in enumerate(alike or ()):

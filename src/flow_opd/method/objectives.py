@@ -1,4 +1,4 @@
-"""What is minimised: velocity matching, gaps to other fields, the clipped policy gradient, and their sum."""
+"""What is minimised: velocity matching, distances to other fields, the clipped policy gradient, their sum."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class VelocityMatching:
 class Target:
     """A field that the student's velocity is pulled to.
 
-    Asked at a share p of the states, each drawn with the same probability, it counts 1 / p there:
+    Evaluated at a share p of the states, each drawn with the same probability, it is weighted by 1 / p there:
 
-        E[sum_asked gap / p] = sum_all gap
+        E[sum over the drawn states of loss / p] = sum over all states of loss
 
     so loss and gradient keep their expectation, and only their variance grows.
 
@@ -74,18 +74,18 @@ class Target:
 
     name: str  # of the metric
     field: VelocityField
-    weight: float = 1.0  # of its gap in the loss: 1 for teachers, lambda for the anchor, beta for a reference
-    share: float = 1.0  # of the states at which it is asked, in (0, 1]; those count 1 / share
+    weight: float = 1.0  # of its loss: 1 for teachers, lambda for the anchor, beta for a reference
+    share: float = 1.0  # of the states at which it is evaluated, in (0, 1]; weighted by 1 / share
 
     def shares(self, batch: TransitionBatch) -> list[FieldShare]:
-        """Returns what the target is made of at the states where it is asked."""
+        """Returns what the target is made of at the states where it is evaluated."""
         if isinstance(self.field, RoutedTeachers):
-            assert self.share == 1.0, "teachers are asked everywhere"
+            assert self.share == 1.0, "teachers are evaluated at every state"
             return self.field.shares(batch.conditioning)
         return whole_share(self.field, torch.nonzero(self.asked(batch)).flatten())
 
     def asked(self, batch: TransitionBatch) -> Tensor:
-        """Returns at which states it is asked, [M], bool, on the CPU."""
+        """Returns at which states it is evaluated, [M], bool, on the CPU."""
         if self.share == 1.0:
             return torch.ones(len(batch), dtype=torch.bool)
         assert batch.rank is not None, "a share of the states needs their random order"
@@ -107,8 +107,8 @@ class VelocityGap:
         loss = sum_targets weight_target sum_rows weight(sigma) |v_student - v_target|^2 / D
 
     With the transition weights (`flow.weights`) it is the KL of the student's step to the target's,
-    |mean_student - mean_target|^2 / (2 std^2), differentiated in the velocity. All targets answer in one
-    pass.
+    |mean_student - mean_target|^2 / (2 std^2), differentiated in the velocity. All targets are evaluated
+    in one pass.
 
     Differs: divided by the number of latent dimensions D, as the log-ratio of the policy gradient is, so
     that learning rates and clip norms carry over between resolutions. The KL's factor |dsigma| stays.
@@ -126,10 +126,10 @@ class VelocityGap:
     def __call__(self, velocity: Tensor, batch: TransitionBatch | ImageBatch) -> LossOutput:
         """Returns the loss at the batch's states, summed over rows; targets get no gradient.
 
-        Metrics are each target's gap, not multiplied by the target's weight.
+        Metrics are each target's loss, not multiplied by the target's weight.
         """
-        assert isinstance(batch, TransitionBatch), "a gap to a field needs transitions"
-        assert batch.weight is not None, "a gap needs the weights of its states"
+        assert isinstance(batch, TransitionBatch), "a distance to a field needs transitions"
+        assert batch.weight is not None, "a distance needs the weights of its states"
         shares = [target.shares(batch) for target in self.targets]
         fields = joint_velocities(shares, batch.latents, batch.sigma, batch.conditioning)
         total = torch.zeros((), device=velocity.device)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flow_opd.config.distill import DirectKLSettings, DistillConfig
+from flow_opd.config.distill import DistillConfig
+from flow_opd.config.objectives import DirectKLSettings
 from flow_opd.errors import ConfigError
-from flow_opd.method.corrections import CORRECTIONS, CorrectedRollouts
+from flow_opd.method.corrections import CorrectedRollouts, Correction
 from flow_opd.method.objectives import (
     ClippedPolicyGradient,
     Distance,
@@ -33,7 +34,7 @@ class OPDPolicies:
 def direct_opd(
     policies: OPDPolicies, walks: Walks, distance: Distance = squared_distance
 ) -> tuple[BatchSource, WeightedTerms]:
-    """Returns the fused walk, and the gap to the routed teachers + lambda that to the anchor, in one pass."""
+    """Returns the fused walk, and the loss to the routed teachers + lambda times that to the anchor."""
     source = WalkBatches(policies.student, policies.backbone, walks)
     targets = [Target("teacher_gap", policies.teachers)]
     if policies.anchor is not None:
@@ -44,19 +45,19 @@ def direct_opd(
 def policy_gradient_opd(
     policies: OPDPolicies,
     walks: Walks,
+    correction: Correction,
     *,
-    correction: str,
     updates_per_round: int,
     clip_range: float,
     advantage_clip: float,
 ) -> tuple[BatchSource, WeightedTerms]:
-    """Returns rollouts weighed by the teachers, and PPO's clip + lambda KL(student || anchor)."""
+    """Returns rollouts with the teachers' advantages, and PPO's clip + lambda KL(student || anchor)."""
     source = CorrectedRollouts(
         policies.student,
         policies.teachers,
         policies.backbone,
         walks,
-        CORRECTIONS.get(correction),
+        correction,
         advantage_clip=advantage_clip,
         updates_per_round=updates_per_round,
     )
@@ -73,31 +74,24 @@ def distillation(
     """Returns where batches come from and what is minimised, by the objective of `config`.
 
     Raises:
-        ConfigError: if a policy gradient has a distance of one's own, or an anchor that is asked at a share
-            of the states.
+        ConfigError: if a policy gradient has a distance of one's own, or an anchor with a share of the
+            states.
     """
     objective = config.objective
-    if isinstance(objective, DirectKLSettings):
-        return direct_opd(policies, walks, distance or squared_distance)
     if distance is not None:
+        if not isinstance(objective, DirectKLSettings):
+            raise ConfigError(
+                f"a distance of velocities beside the objective {objective.name!r}",
+                value=getattr(distance, "__name__", distance),
+                allowed="the objective 'direct-kl' beside it",
+                fix="leave one of the two out",
+            )
+        return direct_opd(policies, walks, distance)
+    if objective.by_policy_gradient and policies.anchor is not None and policies.anchor.share < 1:
         raise ConfigError(
-            f"a distance of velocities, of which the objective {objective.name!r} has none",
-            value=getattr(distance, "__name__", distance),
-            allowed="the objective 'direct-kl' beside it",
-            fix="leave one of the two out",
-        )
-    if policies.anchor is not None and policies.anchor.share < 1:
-        raise ConfigError(
-            f"objective {objective.name!r} asks the anchor at every state",
+            f"objective {objective.name!r} evaluates the anchor at every state",
             value=policies.anchor.share,
             allowed="1",
             fix="leave its share out, or choose the objective 'direct-kl'",
         )
-    return policy_gradient_opd(
-        policies,
-        walks,
-        correction=objective.name,
-        updates_per_round=objective.updates_per_round,
-        clip_range=objective.clip_range,
-        advantage_clip=objective.advantage_clip,
-    )
+    return objective.build(policies, walks)

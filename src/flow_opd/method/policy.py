@@ -49,8 +49,8 @@ class Policy:
             encoder: encodes the empty prompt of guidance; None = the base itself.
             guidance_scale: 1 = no guidance and half the cost; each policy has its own.
             guidance_batching: both halves of guidance in one forward pass, or one after the other.
-            lockstep: a pass without rows happens all the same, about a row that nobody asked for: processes
-                that share a sharded base must all call it equally often, whatever their prompts.
+            lockstep: runs a forward pass also for an empty batch, on a dummy row: processes that share a
+                sharded base must all call it equally often, whatever their prompts.
         """
         self.backbone = backbone
         self.adapters = adapters
@@ -68,7 +68,7 @@ class Policy:
 
     @property
     def is_guided(self) -> bool:
-        """Says whether the empty prompt is asked, too."""
+        """Says whether the empty prompt is evaluated, too."""
         return self.guidance_scale != 1.0
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -105,7 +105,7 @@ def policy_velocities(
     With sequential guidance there is a second pass for the empty prompt.
 
     Args:
-        asked: policies with the rows that they answer, [N] each, on the CPU.
+        asked: policies with the rows at which they are evaluated, [N] each, on the CPU.
         latents: x_sigma, [M, C, H, W].
         sigma: [M].
         conditioning: M rows.

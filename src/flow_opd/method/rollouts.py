@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Repeatable(Generic[Batch]):
-    """The micro-batches of an update, made anew each time that they are gone through."""
+    """The micro-batches of an update, made again on each iteration."""
 
     make: Callable[[], Iterator[Batch]]
 
@@ -152,6 +152,6 @@ def generate_latents(
 
 
 def micro_rows(total: int, size: int) -> Iterator[range]:
-    """Yields consecutive ranges of at most `size` that cover 0..total; the last one may be ragged."""
+    """Yields consecutive ranges of at most `size` that cover 0..total; the last one may be shorter."""
     for start in range(0, total, size):
         yield range(start, min(start + size, total))

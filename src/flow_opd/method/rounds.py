@@ -16,7 +16,7 @@ SHARE_RESOLUTION = 1000  # shares are rounded to thousandths
 
 
 class PromptRounds:
-    """Deals prompts out to rounds, mixing tasks by their shares.
+    """Distributes prompts over rounds, mixing tasks by their shares.
 
     Think of one endless row of slots, `prompts_per_round` of them to a round. A repeating pattern gives
     each slot a task; the n-th slot of a task takes the n-th prompt of its list, shuffled anew for each
@@ -61,7 +61,7 @@ class PromptRounds:
         return [self._prompts[row] for row in self.rows(index)]
 
     def rows(self, index: int) -> list[int]:
-        """Returns where the prompts of round `index` >= 0 stand in the list that was dealt out."""
+        """Returns where the prompts of round `index` >= 0 stand in the list that was given."""
         assert index >= 0, index
         slots = range(index * self.prompts_per_round, (index + 1) * self.prompts_per_round)
         return [self._at(slot) for slot in slots]

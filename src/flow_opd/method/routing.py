@@ -1,4 +1,4 @@
-"""Routing: which teacher answers for a prompt, and all of them behind one velocity field."""
+"""Routing: which teacher a prompt is routed to, and all of them behind one velocity field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flow_opd.errors import DataError, explain, nearest
+from flow_opd.errors import ConfigError, DataError, explain, nearest
 from flow_opd.method.joint import FieldShare, joint_velocities
 from flow_opd.protocols import Router, VelocityField
 from flow_opd.types import Conditioning, Prompt
@@ -123,7 +123,7 @@ def _no_teacher(task: str, teacher_of_task: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class TeacherField:
-    """What a teacher answers: its own velocity, or a point beyond it as seen from the base.
+    """Target of a teacher: its own velocity, or one extrapolated beyond it from the base's.
 
         v = v_teacher + (lambda - 1) (v_teacher - v_base)
 
@@ -139,7 +139,7 @@ class TeacherField:
         assert self.extrapolation == 1.0 or self.base is not None
 
     def shares(self, rows: Tensor, weight: Tensor) -> list[FieldShare]:
-        """Returns what fields make up the answer at `rows`, [N], times `weight`, [N]."""
+        """Returns the fields that make up the target at `rows`, [N], times `weight`, [N]."""
         if self.base is None or self.extrapolation == 1.0:
             return [FieldShare(self.field, rows, weight)]
         return [
@@ -155,14 +155,31 @@ class RoutedTeachers:
     """
 
     def __init__(self, teachers: Mapping[str, TeacherField], router: Router) -> None:
-        """Joins teachers and router; the router's names must be keys of `teachers`."""
-        assert set(router.teachers) <= set(teachers), (router.teachers, list(teachers))
+        """Joins teachers and router.
+
+        Raises:
+            ConfigError: if the router names a teacher that is none.
+        """
+        unknown = [name for name in router.teachers if name not in teachers]
+        if unknown:
+            fix = "let its `teachers` name those of the training"
+            raise ConfigError(
+                "a router of other teachers", value=unknown, allowed=", ".join(teachers), fix=fix
+            )
         self.teachers = teachers
         self.router = router
 
     def shares(self, conditioning: Conditioning) -> list[FieldShare]:
         """Returns the routed target as a sum over fields; teachers without a row are there, too."""
         alpha = self.router.weights(conditioning)
+        expected = (len(conditioning.tasks), len(self.router.teachers))
+        if tuple(alpha.shape) != expected:
+            raise ConfigError(
+                "a router whose weights fit no teacher",
+                value=f"shape {list(alpha.shape)}",
+                allowed=f"{list(expected)}: a row for each prompt, a column for each teacher",
+                fix="correct its method `weights`",
+            )
         shares: list[FieldShare] = []
         for column, name in enumerate(self.router.teachers):
             rows = torch.nonzero(alpha[:, column]).flatten()
@@ -170,5 +187,5 @@ class RoutedTeachers:
         return shares
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Returns the routed velocity, [M, C, H, W], float32; all teachers answer in one pass."""
+        """Returns the routed velocity, [M, C, H, W], float32; all teachers run in one pass."""
         return joint_velocities([self.shares(conditioning)], latents, sigma, conditioning)[0]

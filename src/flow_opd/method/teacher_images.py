@@ -36,8 +36,8 @@ class TeacherImages:
     """x0 of each prompt's images, in shards below one folder, for one identity of teachers and prompts.
 
     Images are numbered: image n of prompt p is row p * images_per_prompt + n. The rows are sorted by task, so
-    that a batch asks few teachers, and cut into shards once and for all: a shard has the same bytes whoever
-    makes it, in whatever order. It holds `x0` [N, C, H, W], float32, and in its header its number. A damaged
+    that a batch needs few teachers, and cut into fixed shards: a shard has the same bytes whichever process
+    makes it, in any order. It holds `x0` [N, C, H, W], float32, and in its header its number. A damaged
     shard is made again, and filling goes on where it was killed.
     """
 

@@ -39,7 +39,7 @@ def transitions(
     Args:
         rollout: B trajectories with their behaviour log-probabilities.
         advantages: [B, T].
-        weights: what a squared velocity gap counts at each step, [T], on the CPU.
+        weights: of the squared velocity error at each step, [T], on the CPU.
         rows: trajectories that take part.
         steps: stochastic steps that take part.
         micro_batch_size: rows of one batch; it changes memory, not gradients.
@@ -80,14 +80,14 @@ def shares_of_updates(own: Sequence[int], total: int, updates: int) -> Iterator[
 def advantage_weights(
     schedule: Schedule, dynamics: Dynamics, steps: Sequence[int], state_weights: StateWeights
 ) -> Tensor:
-    """Returns what the advantages of each step are multiplied by, [T], so that it counts as its state weighs.
+    """Returns the factors of each step's advantages, [T], that give the step the weight of its state.
 
         sqrt(u_t / w_t) with w_t = (d mean_t / d v)^2 / (2 std_t^2),   scaled to a mean of 1 over `steps`;
         0 elsewhere
 
     u_t is the state's weight, w_t that of the transition KL. The score of a step with respect to the velocity
     is (d mean / d v) / std times a standard normal, so its variance is 2 w_t; multiplied by this it is in
-    proportion to u_t, as the weight of the squared gap is in a distillation.
+    proportion to u_t, as the weight of the squared velocity error is in a distillation.
 
     Transition weights give exactly 1: a policy gradient as it comes. There w_t grows as the noise shrinks: on
     a grid of 8 steps with shift 3 the fifth step has 34 times the gradient variance of the first, and decides
@@ -101,7 +101,7 @@ def advantage_weights(
     takes std_t alone.
 
     Args:
-        schedule: of the rollout; steps that are not trained may be quiet.
+        schedule: of the rollout; steps that are not trained may be deterministic.
         dynamics: turns a velocity into the Gaussian of a step.
         steps: trained steps, all with a std and a state weight above 0.
         state_weights: relative weights of the states.

@@ -30,12 +30,12 @@ class Walks:
     dynamics: Dynamics
     micro_batch_size: int  # trajectories or transitions of one forward pass
     rank_seeder: Callable[[int, int], torch.Generator] | None = None
-    """(round, step) -> generator of an order of the states; None where no target is asked at a share."""
-    state_weights: StateWeights = transition_weights  # what a velocity gap counts at each step
+    """(round, step) -> generator of an order of the states; None where all targets see all states."""
+    state_weights: StateWeights = transition_weights  # weights of the states, per step
     processes: Processes = ALONE  # who shares the trajectories of a round
 
     def weights(self) -> Tensor:
-        """Returns what a squared velocity gap counts at each step, [T]."""
+        """Returns the weight of the squared velocity error at each step, [T]."""
         return self.state_weights(self.schedule, self.dynamics)
 
 
@@ -64,7 +64,7 @@ class WalkBatches:
     def _walks(self, index: int) -> Iterator[TransitionBatch]:
         walks, device = self.walks, self.backbone.device
         prompts = walks.prompts_of_round(index)
-        # By task, so that a micro-batch asks few teachers; every row has its own noise wherever it walks.
+        # By task, so that a micro-batch needs few teachers; every row has its own noise in any order.
         own = sorted(walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
             conditioning = walks.encoder.encode_prompts([prompts[row] for row in own]).to(device)
@@ -126,10 +126,10 @@ def on_policy_walk(
         conditioning: B rows.
         schedule: T steps.
         dynamics: turns a velocity into the Gaussian of a step.
-        weights: what a squared velocity gap counts at each step, [T], >= 0, on the CPU.
+        weights: of the squared velocity error at each step, [T], >= 0, on the CPU.
         noise: of the B trajectories; the walk happens on its device.
         ranks: place of each state in a random order of its step's states, [B, T], for targets that are
-            asked at a share of them.
+            evaluated at a share of them.
     """
     state = noise.start
     conditioning = conditioning.to(state.device)

@@ -1,15 +1,14 @@
-"""How the student of a run walks."""
+"""How the student's trajectories of a run are sampled."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from flow_opd.config.common import SamplingSettings
-from flow_opd.config.state_weights import CustomStateWeights, StateWeightsSpec
+from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.state_weights import StateWeightsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
-from flow_opd.flow.weights import STATE_WEIGHTS, StateWeights, given_weights, noisy_weights, scaled
+from flow_opd.flow.weights import scaled
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walk import Walks
 from flow_opd.processes import Processes
@@ -33,7 +32,7 @@ def refuse_tiny_levels(sigmas: Tensor, sampling: SamplingSettings) -> None:
     Raises:
         ConfigError: if a step does.
     """
-    if sampling.dynamics != "cps":
+    if not sampling.dynamics.takes_noise_away:
         return
     first, stop = sampling.stochastic_range()
     tiny = [step for step in range(first, stop) if 0 < sigmas[step + 1] < TINY_LEVEL]
@@ -55,7 +54,7 @@ def build_walks(
     groups: PromptRounds,
     sampling: SamplingSettings,
     *,
-    weights: StateWeightsSpec,
+    weights: StateWeightsSettings,
     seed: int,
     micro_batch_size: int,
     processes: Processes,
@@ -77,15 +76,8 @@ def build_walks(
             noise_level=sampling.noise_level,
             stochastic_steps=sampling.stochastic_range(),
         ),
-        dynamics=DYNAMICS.get(sampling.dynamics),
+        dynamics=sampling.dynamics.build(),
         micro_batch_size=micro_batch_size,
-        state_weights=scaled(relative_weights(weights, sampling.noise_level)),
+        state_weights=scaled(weights.build(sampling.noise_level)),
         processes=processes,
     )
-
-
-def relative_weights(spec: StateWeightsSpec, noise_level: float) -> StateWeights:
-    """Returns the weights of the states that `spec` names, not yet scaled; 'sde' reads the noise level."""
-    if isinstance(spec, CustomStateWeights):
-        return given_weights(spec.values)
-    return noisy_weights(noise_level) if spec.name == "sde" else STATE_WEIGHTS.get(spec.name)

@@ -1,1 +1,1 @@
-"""The embedded laboratory: a small drawn world, its captions, its noise, and how its models are built."""
+"""The embedded miniature: a small drawn world, its captions, its noise, and how its models are built."""

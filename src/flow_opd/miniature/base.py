@@ -85,7 +85,7 @@ def _new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
             encoder.text_model.embeddings.token_embedding,
             encoder.text_model.embeddings.position_embedding,
         ):
-            # SD3 reads the hidden state before the last layer, where CLIP's 0.02 is still nearly silent.
+            # SD3 reads the hidden state before the last layer, where CLIP's 0.02 has hardly an effect yet.
             table.weight.mul_(25.0)
     return encoder
 

@@ -1,7 +1,7 @@
 """Which networks a base is made of, read from its config files alone: no weights are touched.
 
 The package holds the config files of the bases that people train (`bases/`), so that their hub ids need
-no network. Any other hub id is asked for its config files, a few kilobytes of JSON.
+no network. Of any other hub id the config files are downloaded, a few kilobytes of JSON.
 """
 
 from __future__ import annotations

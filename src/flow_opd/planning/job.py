@@ -16,13 +16,12 @@ from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
 from flow_opd.config import common
-from flow_opd.config.distill import AnchorSettings, DirectKLSettings, DistillSettings
+from flow_opd.config.distill import AnchorSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
-from flow_opd.config.merge import CutMergeSettings, MergeMethodSpec
+from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.plan import TrainingSettings
-from flow_opd.config.state_weights import weighted_states
+from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.dynamics import DYNAMICS
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import steps_with_density
 
@@ -63,15 +62,15 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     """
     rows, steps = settings.prompts_per_round, settings.sampling.num_steps
     updates = settings.updates_per_round()
-    if isinstance(settings.objective, DirectKLSettings):
-        weighted = weighted_states(settings.state_weights, steps)
+    if not settings.objective.by_policy_gradient:
+        weighted = settings.state_weights.weighted(steps)
         work = Work(student=rows * weighted, teacher=rows * weighted, rollout=rows * (steps - weighted))
     else:
         trained = rows * _steps_with_density(settings.sampling)
         work = Work(
             student=trained / updates, teacher=trained / updates, rollout=(rows * steps + trained) / updates
         )
-    everywhere = 0.0  # states at which an anchor would be asked, were it asked at all of them
+    everywhere = 0.0  # states at which an anchor with share 1 is evaluated
     if settings.anchor is not None:
         everywhere = work.student * (1 - _answered_by_teachers(settings, settings.anchor))
         work = replace(work, anchor=everywhere * settings.anchor_share(settings.anchor))
@@ -95,7 +94,7 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
 def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
     """Returns the cost of a Flow-GRPO teacher: B T rows walk, B images are decoded, B S rows are trained.
 
-    With `shared_start` it is too much: what a group has in common is asked once, but counted per image.
+    With `shared_start` it is too much: what a group has in common is computed once, but counted per image.
     """
     rows = settings.groups_per_round * settings.group_size
     updates = settings.updates_per_round
@@ -123,7 +122,7 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
 
 
 def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> float:
-    """Returns the share of the rows whose teacher is the anchor, so that one answer serves both."""
+    """Returns the share of the rows whose teacher is the anchor, so that one velocity serves both."""
     shares = settings.task_shares or dict.fromkeys(settings.teacher_of_task(), 1.0)
     same = [
         task
@@ -134,18 +133,18 @@ def _answered_by_teachers(settings: DistillSettings, anchor: AnchorSettings) -> 
     return sum(shares[task] for task in same) / sum(shares.values())
 
 
-def _steps_with_density(sampling: common.SamplingSettings) -> int:
+def _steps_with_density(sampling: SamplingSettings) -> int:
     grid = torch.linspace(1, 0, sampling.num_steps + 1)  # which steps have a density, any grid can tell
     schedule = make_schedule(
         grid, noise_level=sampling.noise_level, stochastic_steps=sampling.stochastic_range()
     )
-    return len(steps_with_density(schedule, DYNAMICS.get(sampling.dynamics)))
+    return len(steps_with_density(schedule, sampling.dynamics.build()))
 
 
 def _forms(
     settings: TrainingSettings, named: Mapping[str, str], student: str
 ) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
-    """Returns the form of each adapter in memory, the student last, and what had to be assumed.
+    """Returns rank, alpha and targets of each adapter in memory, the student last, and what was assumed.
 
     Args:
         settings: of the training.
@@ -177,17 +176,15 @@ def _forms(
     return found, (note,)
 
 
-def _form_of_merge(method: MergeMethodSpec, merged: Sequence[LoraForm]) -> LoraForm:
+def _form_of_merge(method: MergeMethodSettings, merged: Sequence[LoraForm]) -> LoraForm:
     targets = tuple(dict.fromkeys(target for form in merged for target in form.target_modules))
-    if isinstance(method, CutMergeSettings):
-        return LoraForm(method.rank, method.alpha or 2.0 * method.rank, targets)
-    ranks = [form.rank for form in merged]
-    rank = max(ranks) if method.name == "factor-average" else sum(ranks)
-    return LoraForm(rank, 2.0 * rank, targets)
+    rank = method.rank_of([form.rank for form in merged])
+    return LoraForm(rank, method.alpha_of(rank), targets)
 
 
 def _form(adapter: str) -> LoraForm | None:
-    """Returns the form of an adapter folder, or None where it is not here: on the hub, or yet to be trained.
+    """Returns rank, alpha and targets of an adapter folder, or None where it is not here: on the hub, or yet
+    to be trained.
 
     Raises:
         AdapterError: if its config is not that of a plain LoRA.

@@ -18,7 +18,7 @@ BLOCK_8BIT = 256  # numbers that share one float32 scale in bitsandbytes' 8-bit 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """What comes and goes in an update, for a micro-batch of `rows` rows; all of it grows with the rows."""
+    """Temporary memory of an update, for a micro-batch of `rows` rows; all of it grows with the rows."""
 
     rows: int
     kept: int  # bytes that the graph keeps between forward and backward pass
@@ -97,7 +97,7 @@ def largest_micro_batch(fixed: int, dynamic: Dynamic, capacity: float, limit: in
         dynamic: of some micro-batch.
         capacity: GiB of the card.
         limit: rows that there are.
-        aside: bytes that come and go at another time, whatever the micro-batch.
+        aside: temporary bytes at another time, independent of the micro-batch.
     """
     room = (capacity - RESERVE) * GIB - fixed
     if aside > room:

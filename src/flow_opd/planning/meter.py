@@ -55,7 +55,7 @@ class Span:
 
     flops: int = 0
     rows: int = 0
-    peak: int = 0  # bytes alive at the worst moment of the part, above what was there before the reading
+    peak: int = 0  # bytes alive at the worst moment of the part, above what was there before it
 
 
 class Meter(TorchDispatchMode):
@@ -64,7 +64,7 @@ class Meter(TorchDispatchMode):
     FlopCounterMode has the same formulas, but keeps alive what gradient checkpointing computes again, so
     that nothing can be said about memory in the same pass.
 
-    Fake tensors hold no numbers. Where the code asks for one (a metric, a check for NaN) it is told 1.
+    Fake tensors hold no numbers. Where the code reads one (a metric, a check for NaN) it gets 1.
     """
 
     def __init__(self, present: Iterable[Tensor] = ()) -> None:

@@ -125,7 +125,7 @@ def make_plan(
         job: what the configuration asks for.
         architecture: the base.
         model: the same as shapes, with its adapters.
-        readings: of one micro-batch of the largest share.
+        readings: measurements of one micro-batch of the largest share.
         assumed: number of processes and utilisation.
     """
     settings = job.settings

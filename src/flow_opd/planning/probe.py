@@ -15,7 +15,7 @@ from flow_opd.planning.shapes import DECODE, ShapeModel
 from flow_opd.protocols import BatchSource, Objective, VelocityField
 from flow_opd.types import Conditioning, Prompt
 
-# Parts of a reading. A rollout is the student without gradients.
+# Parts of a measurement. A rollout is the student without gradients.
 STUDENT, ROLLOUT, REFERENCE = "student", "rollout", "reference"
 BACKWARD = "backward"
 
@@ -23,8 +23,8 @@ BACKWARD = "backward"
 class MeteredField:
     """A velocity field whose calls are kept apart under a role; those without gradients under another.
 
-    Policies of one kind (form of the adapter, with or without guidance) take the same. What one of them took
-    without gradients is added for the next without running it, which saves a third of the time.
+    Policies of one kind (rank and targets of the adapter, with or without guidance) cost the same. What one
+    of them took without gradients is added for the next without running it: that saves a third of the time.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Readings:
     scoring: Scoring  # of the images of a micro-batch
 
     def of(self, checkpointing: bool) -> Reading:
-        """Returns the reading with or without gradient checkpointing."""
+        """Returns the measurement with or without gradient checkpointing."""
         return self.checkpointed if checkpointing else self.plain
 
     @property
@@ -126,7 +126,7 @@ class Readings:
 
 
 def read_update(model: ShapeModel, source: BatchSource, objective: Objective) -> Reading:
-    """Returns the reading of a source's first micro-batch, from its rollouts to its gradients."""
+    """Returns the measurement of a source's first micro-batch, from its rollouts to its gradients."""
     meter = model.meter
     meter.reset()
     with meter:
@@ -148,7 +148,7 @@ def read_velocity(model: ShapeModel, field: VelocityField, task: str) -> float:
 
 
 def read_decode(model: ShapeModel, rows: int) -> Span:
-    """Returns the reading of the decoding of `rows` images."""
+    """Returns the measurement of the decoding of `rows` images."""
     model.meter.reset()
     with model.meter:
         model.backbone.decode_latents(torch.zeros(rows, *model.backbone.latent_shape))

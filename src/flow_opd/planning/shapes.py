@@ -35,7 +35,7 @@ from transformers import (
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.compute import keep_float32_between_blocks
-from flow_opd.backbones.loading import BACKBONES, DTYPES, dtypes_of
+from flow_opd.backbones.loading import DTYPES, backbone_class, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError
@@ -45,7 +45,7 @@ from flow_opd.planning.shared_adapters import SharedAdapters
 from flow_opd.quiet import quiet_loading
 from flow_opd.types import Conditioning, Prompt
 
-DECODE = "decode"  # part of a reading: images from latents
+DECODE = "decode"  # part of a measurement: images from latents
 _OF_DIFFUSERS = {
     "AutoencoderKL": AutoencoderKL,
     "FluxTransformer2DModel": FluxTransformer2DModel,
@@ -235,14 +235,7 @@ def backbone_kind(architecture: Architecture, base: BaseModelSettings) -> type[D
     Raises:
         ConfigError: if there is none.
     """
-    if architecture.pipeline not in BACKBONES:
-        raise ConfigError(
-            f"no backbone for the pipeline of {base.path}",
-            value=architecture.pipeline,
-            allowed=", ".join(sorted(BACKBONES)),
-            fix="plan a base of one of these kinds",
-        )
-    return BACKBONES[architecture.pipeline]
+    return backbone_class(base, {"_class_name": architecture.pipeline})
 
 
 def _backbone(

@@ -1,4 +1,4 @@
-"""The adapters of a planned training: one LoRA for each form."""
+"""The adapters of a planned training: one LoRA for each rank, alpha and targets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flow_opd.adapters.form import LoraForm
 
 
 class SharedAdapters:
-    """Adapters of one form share one LoRA: shapes cannot tell them apart, and building them takes time."""
+    """Adapters of equal rank, alpha and targets share one LoRA: their shapes are equal, and it saves time."""
 
     def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraForm], *, student: str) -> None:
-        """Attaches a LoRA for the student and one for each other form.
+        """Attaches a LoRA for the student and one for each other combination of rank, alpha and targets.
 
         Args:
             transformer: the bare network, on the meta device.

@@ -23,11 +23,11 @@ class Options:
     """What a process needs, and what a user may change about it without changing the results."""
 
     fixed: int  # bytes that are there all the time
-    dynamic: Mapping[bool, Dynamic]  # with checkpointing? -> what comes and goes, at this micro-batch
+    dynamic: Mapping[bool, Dynamic]  # with checkpointing? -> temporary memory, at this micro-batch
     checkpointing: bool  # as configured
     rows: int  # of a process: the largest micro-batch that makes sense
     encoding: int  # bytes while prompts are encoded
-    scoring: int = 0  # bytes that come and go while rewards judge, outside of the update
+    scoring: int = 0  # temporary bytes while rewards are computed, outside of the update
     savings: tuple[Saving, ...] = ()  # what else can be changed, the cheapest first
     t5_may_go: bool = False  # whether the base can do without its largest text encoder
 

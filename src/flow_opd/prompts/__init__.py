@@ -1,1 +1,1 @@
-"""Task-labelled prompts: reading and writing them, dealing them out to rounds, routing them to teachers."""
+"""Task-labelled prompts: reading, writing, checking and encoding them, and making new ones."""

@@ -2,7 +2,7 @@
 
 Source: GenEval, arXiv 2310.11513: six tags, the 80 classes of COCO under GenEval's names, ten colours, counts
 from two to four.
-Differs: the plurals are English ("benches", "people"; GenEval's script writes "benchs", "persons"), scissors
+Differs: the plurals are English ("benches", "people"; not "benchs", "persons"), scissors
 and skis come in pairs, and both ways to ask for one picture count as one prompt.
 """
 

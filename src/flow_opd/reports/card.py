@@ -166,7 +166,7 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
         return []
     student, protocol = results.row(results.roles.student), results.protocol
     found = []
-    for metric in results.averaged:
+    for metric in results.columns:
         cell = student.metrics.get(metric.name) if student else None
         file = protocol.prompts.get(metric.domain)
         if cell is None or file is None:

@@ -37,7 +37,7 @@ def write_report(folder: Path, commands: Sequence[str] = ()) -> Path:
         raise DataError(
             "a report that cannot be written",
             value=str(target),
-            allowed="a folder with room and leave to write",
+            allowed="a folder that this user may write, on a disk with room",
             fix=f"choose another run folder ({error.strerror})",
         ) from error
     return target
@@ -68,7 +68,7 @@ def render_report(run: Run, commands: Sequence[str] = ()) -> str:
         protocol=results.protocol,
         headline=numbers.headline(results),
         columns=_score_columns(results),
-        tagged=[table for one in results.averaged if (table := numbers.tag_table(results, one))],
+        tagged=[table for one in results.columns if (table := numbers.tag_table(results, one))],
         forest=_forest(results),
         kept=_kept(results),
         panels=[(panel, Markup(panel.svg)) for panel in plots.curve_panels(run.curves)],
@@ -80,9 +80,9 @@ def render_report(run: Run, commands: Sequence[str] = ()) -> str:
 
 
 def _score_columns(results: Results) -> list[dict[str, Any]]:
-    """The columns of the main table, cells with the place of their interval on the column's own scale."""
+    """The columns of the main table, each entry with its interval's place on the column's own scale."""
     best = numbers.best_rows(results)
-    columns = [(one.name, one.label, one.domain, one.decimals) for one in results.averaged]
+    columns = [(one.name, one.label, one.domain, one.decimals) for one in results.columns]
     columns.append(("average", "Average", "all", numbers.AVERAGE_DECIMALS))
     described = []
     for metric, label, domain, decimals in columns:
@@ -105,7 +105,7 @@ def _score_columns(results: Results) -> list[dict[str, Any]]:
 
 
 def _placed(cell: Cell, low: float, high: float) -> dict[str, Any]:
-    """A cell with the ends and the middle of its interval in percent of a track from low to high."""
+    """A table entry with the ends and the middle of its interval in percent of a track from low to high."""
     left, middle, right = (plots.span_percent(value, low, high) for value in (cell.low, cell.mean, cell.high))
     return {"cell": cell, "left": left, "middle": middle, "width": right - left}
 
@@ -113,7 +113,7 @@ def _placed(cell: Cell, low: float, high: float) -> dict[str, Any]:
 def _forest(results: Results) -> Markup | None:
     """The paired differences, one panel per metric on its own prompts, the average first."""
     pairs = list(dict.fromkeys(one.pair for one in results.differences))
-    titles = {"average": "average", **{one.name: one.label for one in results.averaged}}
+    titles = {"average": "average", **{one.name: one.label for one in results.columns}}
     panels: dict[str, list[plots.Effect | None]] = {}
     for metric, title in titles.items():
         found = [results.difference(pair, metric) for pair in pairs]

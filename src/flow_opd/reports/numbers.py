@@ -21,7 +21,7 @@ def signed(value: float, decimals: int) -> str:
 
 
 def interval(cell: Cell, decimals: int, *, sign: bool = False) -> str:
-    """Returns "low to high" of a cell."""
+    """Returns the interval as "low to high"."""
     write = signed if sign else number
     return f"{write(cell.low, decimals)} to {write(cell.high, decimals)}"
 
@@ -57,7 +57,7 @@ def images_per_prompt(seeds: Mapping[str, tuple[int, ...]]) -> str:
 def best_rows(results: Results) -> dict[str, str]:
     """Returns metric (or "average") -> the row with the highest mean, where two rows or more have one."""
     best = {}
-    for metric in [*(one.name for one in results.averaged), "average"]:
+    for metric in [*(one.name for one in results.columns), "average"]:
         measured = [(cell.mean, row.name) for row in results.rows if (cell := cell_of(row, metric))]
         if len(measured) > 1:
             best[metric] = max(measured)[1]
@@ -65,7 +65,7 @@ def best_rows(results: Results) -> dict[str, str]:
 
 
 def cell_of(row: Row, metric: str) -> Cell | None:
-    """Returns the cell of a metric on its own prompts, or of the average, if measured."""
+    """Returns mean and interval of a metric on its own prompts, or of the average, if measured."""
     return row.average if metric == "average" else row.metrics.get(metric)
 
 

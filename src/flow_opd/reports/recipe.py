@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flow_opd.config.common import OptimizerSettings, SamplingSettings
+from flow_opd.config.common import OptimizerSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.merge import ColdStartSettings
-from flow_opd.config.rewards import RewardSpec
+from flow_opd.config.rewards import RewardSettings
+from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.reports.numbers import duration, percent
@@ -90,7 +91,7 @@ def _flow_grpo(settings: TeacherSettings) -> list[tuple[str, str]]:
     ]
 
 
-def _reward(reward: RewardSpec) -> str:
+def _reward(reward: RewardSettings) -> str:
     judged = "" if reward.tasks is None else f" on {' and '.join(reward.tasks)}"
     return f"{reward.name}{judged} (weight {reward.weight:g})"
 
@@ -104,8 +105,8 @@ def _start(start: ColdStartSettings | None, *, merged: str) -> str:
 
 
 def _sampling(sampling: SamplingSettings) -> str:
-    text = f"{sampling.num_steps} steps, {sampling.dynamics}"
-    if sampling.dynamics != "ode":
+    text = f"{sampling.num_steps} steps, {sampling.dynamics.name}"
+    if sampling.dynamics.adds_noise:
         first, stop = sampling.stochastic_range()
         text += f" with noise level {sampling.noise_level:g} in steps {first} to {stop - 1}"
     return f"{text}, guidance {sampling.guidance_scale:g}"
@@ -122,7 +123,7 @@ def _optimizer(optimizer: OptimizerSettings) -> str:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall time and optimizer steps of a training; None where nobody has written it down."""
+    """Wall time and optimizer steps of a training; None where it was not recorded."""
 
     name: str
     seconds: float | None = None

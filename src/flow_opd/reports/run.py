@@ -124,6 +124,12 @@ class Results(Part):
         """The metrics of the average score, in the order of the protocol."""
         return [metric for metric in self.protocol.metrics if metric.divisor is not None]
 
+    @property
+    def columns(self) -> list[Metric]:
+        """The metrics of the main table: those of the average score, then other people's rewards."""
+        own = [metric for metric in self.protocol.metrics if metric.divisor is None]
+        return [*self.averaged, *(metric for metric in own if metric.name in self.protocol.judges)]
+
     def row(self, name: str) -> Row | None:
         """Returns the row called `name`, if there is one."""
         return next((row for row in self.rows if row.name == name), None)

@@ -49,7 +49,7 @@ def results_view(results: Results) -> RenderableType:
 
 def _score_table(results: Results) -> Table:
     """A row per policy, a column per metric of the average, the best in bold."""
-    columns = [(one.name, one.label, one.decimals) for one in results.averaged]
+    columns = [(one.name, one.label, one.decimals) for one in results.columns]
     columns.append(("average", "average", AVERAGE_DECIMALS))
     best = best_rows(results)
     table = Table(
@@ -73,13 +73,13 @@ def _score_table(results: Results) -> Table:
 def results_markdown(results: Results) -> str:
     """Returns scores, differences of the average, kept gains, scores by tag, and metrics by domain."""
     parts = [headline(results), _scores(results), _differences(results), _kept(results)]
-    parts += [_by_tag(results, metric) for metric in results.averaged]
-    parts += [_everywhere(results, metric) for metric in results.averaged]
+    parts += [_by_tag(results, metric) for metric in results.columns]
+    parts += [_everywhere(results, metric) for metric in results.columns]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _scores(results: Results) -> str:
-    columns = [(one.name, one.label, one.decimals) for one in results.averaged]
+    columns = [(one.name, one.label, one.decimals) for one in results.columns]
     columns.append(("average", "average", AVERAGE_DECIMALS))
     best = best_rows(results)
     lines = [

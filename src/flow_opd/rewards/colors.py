@@ -1,4 +1,4 @@
-"""The colour of an object in a picture, as GenEval asks CLIP for it."""
+"""The colour of an object in a picture, by GenEval's zero-shot CLIP classifier."""
 
 from __future__ import annotations
 

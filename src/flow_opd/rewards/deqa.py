@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flow_opd.config.locations import locate
+from flow_opd.config.rewards import DeQASettings
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.rewards.quality_net import QualityNet
 from flow_opd.types import Prompt, RewardScores
@@ -69,3 +71,8 @@ class DeQAReward:
             valid=torch.ones(len(prompts), dtype=torch.bool),
             scale=self.scale,
         )
+
+
+def build(settings: DeQASettings, device: torch.device | str) -> DeQAReward:
+    """Returns the reward that settings describe."""
+    return DeQAReward(locate(settings.path, key="path"), device=device)

@@ -24,7 +24,7 @@ class Detection:
     """One object in a picture."""
 
     label: str
-    color: str | None  # None = none of the known colours, or not asked
+    color: str | None  # None = none of the known colours, or not classified
     box: Box  # left, top, right, bottom, pixels
     score: float  # 0 .. 1
 
@@ -42,7 +42,7 @@ class Detector(Protocol):
 
         Args:
             images: the pictures.
-            colored: for each picture the classes whose colours are asked, None = all; other objects may come
+            colored: for each picture the classes whose colours are needed, None = all; other objects may come
                 without a colour.
         """
         ...

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flow_opd.config.locations import locate, locate_model
+from flow_opd.config.rewards import GenEvalSettings
 from flow_opd.errors import RewardError, nearest
-from flow_opd.rewards.detectors import Detection, Detector, by_class
+from flow_opd.rewards.colors import ColorClassifier
+from flow_opd.rewards.detectors import Detection, Detector, PaletteDetector, by_class
 from flow_opd.rewards.images import check_pairs, to_pixels
+from flow_opd.rewards.segmentation import Mask2FormerDetector
 from flow_opd.types import Prompt, RewardScores
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -29,8 +33,7 @@ class GenEvalReward:
     continuous: the mean over the requirements of partial credits, in [0, 1].
     unclamped: the same with credits below 0 for numbers, as Flow-GRPO trains (arXiv 2505.05470): where one is
     asked for, five found are worse than two, so that counting has a gradient there.
-    Differs: Flow-GRPO's server gives two credits for a failed position, 0 and then 1 all the same; here it
-    is one credit of 0.
+    Differs: a failed position gives one credit of 0 (docs/architecture.md).
 
     Judges prompts whose metadata has a "tag".
     """
@@ -120,9 +123,7 @@ def continuous_score(objects: Objects, metadata: Mapping[str, Any], *, clamped: 
     Each requirement gives 1 - |n - found| / n, clamped at 0. One with a colour or a position gives a second
     credit: 0 where the number is wrong, else 1 - |n - rightly coloured| / n, or 1 / 0 for the position.
 
-    Differs: Flow-GRPO's score has no clamp at 0; `clamped=False` is theirs.
-
-    Source: the reward server of Flow-GRPO, arXiv 2505.05470.
+    Source: the reward server of Flow-GRPO, arXiv 2505.05470, with clamped=False. Differs: the clamp at 0.
     """
     groups: list[Sequence[Detection] | None] = []
     credits: list[float] = []
@@ -191,7 +192,7 @@ def check_metadata(prompt: Prompt, classes: Sequence[str], colors: Sequence[str]
 
 
 def _colored(metadata: Mapping[str, Any]) -> set[str]:
-    """Returns the classes for which a colour is asked."""
+    """Returns the classes whose colour the prompt names."""
     return {need["class"] for need in metadata["include"] if "color" in need}
 
 
@@ -218,4 +219,27 @@ def _malformed(prompt: Prompt, key: str, value: object, allowed: str, hint: str 
         value=value,
         allowed=allowed,
         fix="correct the metadata of this prompt" + (f".{hint}" if hint else ""),
+    )
+
+
+def build(settings: GenEvalSettings, device: torch.device | str) -> GenEvalReward:
+    """Returns the reward that settings describe."""
+    clamped = settings.training_score == "continuous"
+    if settings.palette is not None:
+        return GenEvalReward(PaletteDetector(locate(settings.palette, key="palette")), clamped=clamped)
+    assert settings.detector is not None, settings
+    assert settings.colors is not None, settings
+    detector = Mask2FormerDetector(
+        locate_model(settings.detector, key="detector"),
+        ColorClassifier(locate_model(settings.colors, key="colors"), device=device),
+        floor=min(settings.threshold, settings.counting_threshold),
+        side=settings.side,
+        device=device,
+        batch_size=settings.batch_size,
+    )
+    return GenEvalReward(
+        detector,
+        threshold=settings.threshold,
+        counting_threshold=settings.counting_threshold,
+        clamped=clamped,
     )

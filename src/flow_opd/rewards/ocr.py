@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flow_opd.config.rewards import OCRSettings
 from flow_opd.errors import RewardError
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
@@ -226,3 +227,12 @@ class PageReader:
             found = self._engine(np.ascontiguousarray(image[:, :, ::-1]))  # it expects BGR
             texts.append(" ".join(found.txts or ()).lower())
         return texts
+
+
+def build(settings: OCRSettings) -> OCRReward:
+    """Returns the reward that settings describe."""
+    if settings.reader == "page":
+        return OCRReward(PageReader())
+    return OCRReward(
+        LineReader(alphabet=settings.alphabet, width=settings.width, batch_size=settings.batch_size)
+    )

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flow_opd.config.locations import locate_model
+from flow_opd.config.rewards import PickScoreSettings
 from flow_opd.rewards.clip import Clip
 from flow_opd.rewards.images import check_pairs, to_pixels
 from flow_opd.types import Prompt, RewardScores
@@ -69,3 +71,10 @@ class PickScoreReward:
             cosine = (output.image_embeds * output.text_embeds).sum(dim=-1)
             scores: Tensor = model.logit_scale.exp() * cosine
         return scores.cpu()
+
+
+def build(settings: PickScoreSettings, device: torch.device | str) -> PickScoreReward:
+    """Returns the reward that settings describe."""
+    return PickScoreReward(
+        locate_model(settings.path, key="path"), device=device, batch_size=settings.batch_size
+    )

@@ -43,8 +43,8 @@ NAMES = {
 class Input:
     """The numbers of a Mask2Former's preprocessor_config.json: resize to whole strides, normalise.
 
-    Differs: mmdetection keeps the exact proportions and pads to whole strides. Where the resized sides are
-    whole strides anyway, as those of square pictures at 800, it is the same.
+    Source: GenEval's detector in mmdetection. Differs: sides are rounded to whole strides, not padded; where
+    the resized sides are whole strides anyway, as those of square pictures at 800, it is the same.
     """
 
     size: Size | None  # None: by the shorter side
@@ -105,7 +105,7 @@ class Input:
 
 
 class Mask2FormerDetector:
-    """Finds the classes of its Mask2Former, under GenEval's names, and asks a CLIP for their colours."""
+    """Finds the classes of its Mask2Former, under GenEval's names, and classifies their colours by a CLIP."""
 
     colors: tuple[str, ...] = COLORS
 
@@ -150,8 +150,8 @@ class Mask2FormerDetector:
 
         Args:
             images: the pictures.
-            colored: for each picture the classes whose colours are asked, None = all. Only these get one:
-                most prompts ask for none, and each costs a pass of CLIP.
+            colored: for each picture the classes whose colours are needed, None = all. Only these get one:
+                most prompts need none, and each costs a pass of CLIP.
         """
         found: list[list[Detection]] = []
         for start in range(0, len(images), self.batch_size):

@@ -16,7 +16,7 @@ from flow_opd.types import Prompt, RewardScores, RewardTable
 
 @dataclass(frozen=True)
 class TrainingReward:
-    """A reward, how much it counts, and what it judges."""
+    """A reward, its weight, and the tasks whose prompts it judges."""
 
     reward: Reward
     weight: float = 1.0
@@ -50,12 +50,14 @@ class FunctionReward:
         return RewardScores(self.name, values, torch.ones(len(prompts), dtype=torch.bool), self.scale)
 
 
+def with_scores(given: Reward | Callable[..., Any]) -> Reward:
+    """Returns a reward as it is, or the reward that a plain function is."""
+    return cast(Reward, given if hasattr(given, "score") else FunctionReward(given))
+
+
 def as_reward(given: TrainingReward | Reward | Callable[..., Any]) -> TrainingReward:
     """Returns a reward, or a plain function, as one that judges every prompt with a weight of 1."""
-    if isinstance(given, TrainingReward):
-        return given
-    reward = given if hasattr(given, "score") else FunctionReward(given)
-    return TrainingReward(cast(Reward, reward))
+    return given if isinstance(given, TrainingReward) else TrainingReward(with_scores(given))
 
 
 def as_rewards(given: Sequence[TrainingReward | Reward | Callable[..., Any]]) -> list[TrainingReward]:

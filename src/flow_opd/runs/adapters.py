@@ -12,12 +12,14 @@ from rich.table import Table
 from flow_opd.adapters.formats.hub import adapter_folder
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.merge_methods import MergeOptions
+from flow_opd.adapters.merge_methods import Combine, MergeMethod
 from flow_opd.adapters.merge_report import MergeReport
 from flow_opd.adapters.merging import merge
+from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import ASSET, hub_id
-from flow_opd.config.merge import CutMergeSettings, DAREMergeSettings, MergeMethodSpec, TIESMergeSettings
+from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.recorded import base_of, recorded
 from flow_opd.errors import ConfigError
 from flow_opd.layout import ADAPTER, CONFIG
@@ -29,7 +31,7 @@ def load_lora(name: str, base: BaseModelSettings, *, key: str, alpha: float | No
 
     Args:
         name: a path, "asset:NAME", "owner/name" or "owner/name@revision".
-        base: the base that it will sit on; says also whether the hub may be asked.
+        base: the base that it will sit on; says also whether the hub may be contacted.
         key: the configuration key that holds the name, for messages.
         alpha: of a file that does not say its own.
 
@@ -61,28 +63,46 @@ def load_adapter(source: str | Path, *, alpha: float | None = None, offline: boo
     return read_adapter(folder, alpha=alpha)
 
 
+class _MethodAlone(Settings):
+    """One merge method."""
+
+    method: MergeMethodSettings
+    """How to merge."""
+
+
 def merge_adapters(
     adapters: Sequence[LoraWeights],
     weights: Sequence[float] | None = None,
-    method: str = "mean",
+    method: str | MergeMethodSettings | Combine = "mean",
     *,
     rank: int | None = None,
     alpha: float | None = None,
+    seed: int = 0,
 ) -> LoraWeights:
     """Returns one adapter made of several, by their weight changes; its notes say what was kept.
 
     Args:
         adapters: of one base.
         weights: of each, used as they are; None: 1 / K. Method 'mean' takes none, 'weighted' needs them.
-        method: 'mean', 'weighted', 'svd', 'ties', 'dare'.
+        method: 'mean', 'weighted', 'svd', 'ties', 'dare', that of an installed package or
+            'package.module:Name'; its settings; or a function, as `adapters.merge_methods.Combine` says.
         rank: of the result, for methods that cut ('svd', 'ties', 'dare').
         alpha: of the result, whose training depends on it and whose effect does not; None: 2 x rank.
+        seed: of methods that draw.
 
     Raises:
-        ConfigError: if there is no such method.
-        AdapterError: if the adapters do not fit each other, or weights or rank do not fit the method.
+        ConfigError: if there is no such method, or rank or alpha do not fit it.
+        AdapterError: if the adapters do not fit each other, or the weights do not fit the method.
     """
-    merged, report = merge(adapters, weights, method, rank, alpha)
+    if isinstance(method, str):
+        named = {"name": method, **({} if rank is None else {"rank": rank})}
+        chosen = from_values({"method": named}, _MethodAlone).method.build()
+        chosen = chosen if alpha is None else replace(chosen, alpha=alpha)
+    elif isinstance(method, MergeMethodSettings):
+        chosen = method.build()
+    else:
+        chosen = MergeMethod(getattr(method, "__name__", "function"), method, rank=rank, alpha=alpha)
+    merged, report = merge(adapters, chosen, weights, seed=seed)
     lost = f"merge {report.method}: {100 * report.lost_energy:.2f} % of the energy lost"
     return replace(merged, notes=(*merged.notes, lost, *report.notes))
 
@@ -110,7 +130,7 @@ def base_for(source: str, *, alpha: float | None = None) -> BaseModelSettings:
             allowed="a run folder, or an adapter with base_model_name_or_path",
             fix="say it with --base",
         )
-    tokens = 0 if named.startswith(ASSET) else 128  # of no matter: who asks for it reads no prompt
+    tokens = 0 if named.startswith(ASSET) else 128  # any value: callers read no prompt
     return BaseModelSettings(path=named, max_sequence_length=tokens)
 
 
@@ -124,20 +144,6 @@ def _other_base(lora: LoraWeights, base: BaseModelSettings) -> list[str]:
         f"it says that it belongs to {lora.base_model}, but the base is {base.path}; "
         "the shapes fit or will be refused, the content may not"
     ]
-
-
-def merge_by(
-    method: MergeMethodSpec, loras: Sequence[LoraWeights], weights: Sequence[float] | None, *, seed: int
-) -> tuple[LoraWeights, MergeReport]:
-    """Returns the merge that a specification describes, and its report."""
-    options = MergeOptions(
-        density=method.density if isinstance(method, TIESMergeSettings) else MergeOptions.density,
-        drop=method.drop if isinstance(method, DAREMergeSettings) else MergeOptions.drop,
-        seed=seed,
-    )
-    if isinstance(method, CutMergeSettings):
-        return merge(loras, weights, method.name, rank=method.rank, alpha=method.alpha, options=options)
-    return merge(loras, weights, method.name, options=options)
 
 
 def print_report(report: MergeReport, names: Sequence[str]) -> None:

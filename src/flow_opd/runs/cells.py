@@ -1,4 +1,4 @@
-"""The cells of an evaluation's table: each row on each domain, kept in a file of its own once finished."""
+"""The entries of an evaluation's table: each row on each domain, kept in a file of its own once finished."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import TRAINING
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
-from flow_opd.runs.identity import content, reward_files
+from flow_opd.runs.identity import content, rewards_identity
 
-ScoreTable = Mapping[str, list[float | None]]  # reading -> score of every shot, None where it does not apply
+ScoreTable = Mapping[str, list[float | None]]  # metric -> score of every image, None where it does not apply
 
 
 class Cells:
-    """Finished cells below a folder, each under a hash of everything that it depends on."""
+    """Finished table entries below a folder, each under a hash of everything that it depends on."""
 
     def __init__(
         self,
@@ -34,24 +34,24 @@ class Cells:
         """Names the folder and hashes base and judges; nothing is read yet.
 
         Args:
-            folder: holds a file per cell.
+            folder: holds a file per row and domain.
             settings: of the evaluation.
             adapters: row -> hash of its adapter, None for the base.
-            resume: takes cells that are finished already; else all are worked out anew.
-            processes: who works on the cells; the main one decides and writes.
+            resume: takes entries that are finished already; else all are computed again.
+            processes: who works on the entries; the main one decides and writes.
         """
         self.folder = folder
         self.settings = settings
         self.adapters = adapters
         self.resume = resume
         self.processes = processes
-        self.seconds_kept = 0.0  # what the cells that were taken over had once cost
+        self.seconds_kept = 0.0  # what the entries that were taken over had once cost
         base = Path(locate_model(settings.base.path, key="base.path"))
-        files = [*sorted(base.rglob("*.safetensors")), *reward_files(settings.rewards)]
-        self._judges = [digest for file in files for digest in content(file)]
+        self._weights = [digest for file in sorted(base.rglob("*.safetensors")) for digest in content(file)]
+        self._judges = rewards_identity(settings.rewards, but=TRAINING)
 
     def scores(self, row: str, domain: str, work: Callable[[], ScoreTable]) -> ScoreTable:
-        """Returns the scores of a cell, from its file or else from `work`."""
+        """Returns the scores of a row on a domain, from its file or else from `work`."""
         file = self.folder / f"{row}.{domain}.json"
         key = self.key(row, domain)
         stored = json.loads(file.read_text()) if self.resume and file.exists() else None
@@ -67,20 +67,17 @@ class Cells:
         return table
 
     def key(self, row: str, domain: str) -> str:
-        """Returns the hash of all that a cell's scores depend on."""
+        """Returns the hash of all that the scores of a row on a domain depend on."""
         settings = self.settings
         spec = settings.rows[row]
         parts = {
             "base": settings.base.model_dump(mode="json", exclude={"offline"}),
+            "weights": self._weights,
             "judges": self._judges,
             "adapter": self.adapters[row],
             "guidance": spec.guidance_scale,
             "prompts": sha256(locate(settings.domains[domain].path)),
             "file": settings.domains[domain].model_dump(mode="json", exclude={*PROMPT_CHECKS, "seeds"}),
-            "rewards": [
-                reward.model_dump(mode="json", exclude={*TRAINING, "batch_size"})
-                for reward in settings.rewards
-            ],
             "steps": settings.num_steps,
             "seeds": [settings.run.seed, *settings.seeds_of(domain)],
         }

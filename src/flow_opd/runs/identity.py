@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import hub_id, locate_model
+from flow_opd.config.parts import code_versions
 from flow_opd.config.recorded import HARMLESS
-from flow_opd.config.rewards import DeQASettings, GenEvalSettings, PickScoreSettings, RewardSpec
+from flow_opd.config.rewards import RewardSettings
 from flow_opd.files import sha256
 from flow_opd.method.policy import Policy
 from flow_opd.types import Prompt
@@ -46,7 +47,9 @@ def training_identity(
         parts: what else decides: JSON values, with digests for contents.
     """
     method = config.model_dump(mode="json", include=set(fields) - HARMLESS)
-    return digest({"kind": kind, "method": method, "base": base_identity(base), **parts})[:16]
+    code = code_versions([config, base])
+    whole = {"kind": kind, "method": method, "code": code, "base": base_identity(base), **parts}
+    return digest(whole)[:16]
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -131,14 +134,22 @@ def content(path: Path) -> list[str]:
     return [sha256(file) for file in files]
 
 
-def reward_files(specs: Sequence[RewardSpec]) -> list[Path]:
-    """Returns where the rewards' own files are; models of a hub are known by their id alone."""
-    composition = [spec for spec in specs if isinstance(spec, GenEvalSettings)]
-    named = {
-        "palette": [spec.palette for spec in composition if spec.palette is not None],
-        "detector": [spec.detector for spec in composition if spec.detector is not None],
-        "colors": [spec.colors for spec in composition if spec.colors is not None],
-        "path": [spec.path for spec in specs if isinstance(spec, DeQASettings | PickScoreSettings)],
-    }
-    paths = [Path(locate_model(name, key=key)) for key, names in named.items() for name in names]
+def reward_files(settings: Sequence[RewardSettings]) -> list[Path]:
+    """Returns where the rewards' own models are; those of a hub are known by their id alone."""
+    named = [(key, name) for each in settings for key, name in each.models.items()]
+    paths = [Path(locate_model(name, key=key)) for key, name in named]
     return [path for path in paths if path.exists()]
+
+
+def rewards_identity(settings: Sequence[RewardSettings], *, but: Collection[str] = ()) -> dict[str, Any]:
+    """Returns what scores depend on, as JSON values: settings, models, and code that is not ours.
+
+    Args:
+        settings: of the rewards.
+        but: settings that change no score.
+    """
+    return {
+        "rewards": [each.model_dump(mode="json", exclude={"batch_size", *but}) for each in settings],
+        "files": [content(file) for file in reward_files(settings)],
+        "code": code_versions(settings),
+    }

@@ -45,7 +45,7 @@ def check_shares(total: int, processes: Processes, *, key: str, lockstep: bool, 
         total: trajectories of a round.
         processes: who shares them.
         key: the setting that decides how many there are.
-        lockstep: whether all processes need equally many, as they do with a sharded base.
+        lockstep: whether all processes need the same number of rows, as they do with a sharded base.
         updates: that share the round.
 
     Raises:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.merging import merge
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.merge import ColdStartSettings
-from flow_opd.runs.adapters import load_lora, merge_by, print_report
+from flow_opd.runs.adapters import load_lora, print_report
 from flow_opd.runs.base import Base
 from flow_opd.runs.training import STUDENT
 from flow_opd.seeding import derived_seed
@@ -37,7 +38,7 @@ def first_weights(
     merged = dict(teachers or {})
     if start.adapters is not None:
         merged = {name: load_lora(name, base.settings, key="cold_start.adapters") for name in start.adapters}
-    weights, report = merge_by(start.merge, list(merged.values()), None, seed=seed)
+    weights, report = merge(list(merged.values()), start.merge.build(), seed=seed)
     if base.processes.is_main:
         print_report(report, list(merged))
     return weights
@@ -51,7 +52,7 @@ def place_student(
     Args:
         base: that it is put on.
         start: its first weights, or None for a fresh adapter.
-        lora: form of a fresh adapter; None takes the defaults.
+        lora: rank, alpha and targets of a fresh adapter; None takes the defaults.
         seed: of the run.
 
     Raises:

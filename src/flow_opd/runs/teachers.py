@@ -8,11 +8,16 @@ from typing import Any
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import AnchorSettings, DistillSettings
-from flow_opd.config.teachers import RESERVED_NAMES, RoutedTeacherSettings
+from flow_opd.config.teachers import (
+    RESERVED_NAMES,
+    RoutedTeacherSettings,
+    RouterSettings,
+    TaskRouterSettings,
+)
 from flow_opd.errors import ConfigError
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies
-from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
+from flow_opd.method.routing import RoutedTeachers, TeacherField
 from flow_opd.protocols import PromptEncoder, Router, VelocityField
 from flow_opd.runs.base import Base
 from flow_opd.runs.identity import part_identity
@@ -31,7 +36,7 @@ class Teacher:
     expert: Expert
     """An adapter, any velocity field, or the name of an adapter that is on the base already."""
     tasks: tuple[str, ...] = ()
-    """Tasks whose prompts it answers for; none: the task of the name that it is given."""
+    """Tasks whose prompts are routed to it; none: the task of the name that it is given."""
     guidance_scale: float | None = None
     """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
     extrapolation: float = 1.0
@@ -51,14 +56,14 @@ class Teacher:
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Manifold anchor regularization: a quality expert that is listened to on every prompt."""
+    """Manifold anchor regularization (MAR): keeps the student near a quality expert on every prompt."""
 
     expert: Expert
     """As of a teacher; or the name of a teacher, whose expert it shares."""
     weight: float = AnchorSettings.model_fields["weight"].default
-    """lambda, weight of the gap to the anchor beside that to the teachers."""
+    """lambda, weight of the loss to the anchor relative to the loss to the teachers."""
     share: float | None = None
-    """Share of the states at which it is asked; None takes an eighth, or all but under the direct KL."""
+    """Share of the states at which it is evaluated; None takes an eighth with the direct KL, else all."""
     guidance_scale: float | None = None
     """Classifier-free guidance of an adapter's velocity, >= 1; None takes the student's."""
 
@@ -92,16 +97,16 @@ class Experts:
         *,
         guidance_scale: float,
         encoder: PromptEncoder,
-        router: Router | None = None,
+        router: Router | RouterSettings | None = None,
     ) -> None:
         """Puts the teachers' adapters on the base.
 
         Args:
             base: that they share.
-            teachers: name -> teacher; an expert alone answers for the task of its name.
+            teachers: name -> teacher; an expert alone has the task of its name.
             guidance_scale: of those that name none.
             encoder: encodes the empty prompt of guidance.
-            router: another than the one that gives each task to its teacher.
+            router: says which teachers answer for a prompt, or names who does; None: that of its task.
 
         Raises:
             ConfigError: if there are none, a name is reserved or a task has two teachers.
@@ -116,8 +121,11 @@ class Experts:
             scale = self._scale(each)
             self._experts[name], field = self._field(name, each.expert, scale)
             fields[name] = TeacherField(field, base.policy(None, scale, encoder=encoder), each.extrapolation)
-        self.routed = RoutedTeachers(fields, router or HardRouter(self.teacher_of_task))
-        self._router = router
+        router = TaskRouterSettings() if router is None else router
+        self.by_task = isinstance(router, TaskRouterSettings)
+        self._router = None if isinstance(router, RouterSettings) else router
+        own = router.build(self.teacher_of_task) if isinstance(router, RouterSettings) else router
+        self.routed = RoutedTeachers(fields, own)
 
     def policies(self, student: str, anchor: Anchor | None, *, default_share: float) -> OPDPolicies:
         """Returns all fields that take part in a distillation.
@@ -125,7 +133,7 @@ class Experts:
         Args:
             student: name of its adapter on the base.
             anchor: the quality expert, or None.
-            default_share: of the states, at which an anchor is asked that names none.
+            default_share: of the states, at which an anchor is evaluated that sets none.
 
         Raises:
             AdapterError: if the anchor names an adapter that is not there, or has one of another base.
@@ -153,7 +161,7 @@ class Experts:
             shared = isinstance(anchor.expert, str) and anchor.expert in self.teachers
             who = anchor.expert if shared else self._identity(anchor.expert)
             known = [who, anchor.weight, anchor.share, anchor.guidance_scale]
-        router = None if self._router is None else part_identity(self._router)
+        router = None if self._router is None else part_identity(self._router)  # else the settings know it
         return {"teachers": teachers, "anchor": known, "router": router}
 
     def _identity(self, expert: Expert) -> Any:

@@ -59,7 +59,7 @@ class Place:
 
 
 class Training:
-    """A training of one adapter, which gives its rounds to whoever asks.
+    """A training of one adapter, round by round.
 
     Go through it to train round by round, each of which gives its metrics; stop in the middle, look at
     `adapter`, and go on later. Or call `train`, which shows its progress. With a folder there are
@@ -152,7 +152,7 @@ class Training:
                     self._finish()
                 yield self.history[-1]
             self._finish()
-        except (GeneratorExit, KeyboardInterrupt):  # who asked has had enough, or was interrupted
+        except (GeneratorExit, KeyboardInterrupt):  # the caller has stopped iterating, or was interrupted
             self.trainer.save()
             raise
 
@@ -220,7 +220,7 @@ def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, res
 
     Args:
         trainer: ready to begin, with a folder.
-        settings: of the run; what differs from those in its folder is told where a resume is refused.
+        settings: of the run; what differs from those in its folder is named where a resume is refused.
         resume: whether to go back.
 
     Raises:

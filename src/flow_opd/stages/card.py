@@ -167,7 +167,7 @@ def _cold_start(settings: Training) -> Cost | None:
 
 
 def _local_files(adapter: str) -> list[Path] | None:
-    """Returns the files of an adapter as far as they are on this machine; the hub is not asked."""
+    """Returns the files of an adapter as far as they are on this machine; the hub is not contacted."""
     try:
         return adapter_files(adapter_folder(adapter, key="teachers.adapter", offline=True))
     except (AdapterError, ConfigError):

@@ -9,6 +9,7 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
 from flow_opd.config.distill import DistillConfig, DistillSettings
+from flow_opd.config.teachers import TaskRouterSettings
 from flow_opd.method.objectives import Distance
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
@@ -45,7 +46,8 @@ def run(settings: DistillSettings, *, resume: bool, record: Settings | None = No
         updates=settings.updates_per_round(),
     )
     prompts = prompts_of(settings.prompts)
-    check_routes(prompts, settings.teacher_of_task())
+    if isinstance(settings.router, TaskRouterSettings):
+        check_routes(prompts, settings.teacher_of_task())
     base = Base.load(settings.base, settings.compute, processes)
     encoder = encode_beforehand(settings.embeddings, base, prompts, folder)
     base.backbone.free_vae()
@@ -89,7 +91,7 @@ def distill(
 
     Args:
         base: the frozen pipeline, to which the adapters are added.
-        teachers: name -> teacher; an adapter or velocity field alone answers for the task of its name.
+        teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: of the teachers' tasks.
         config: objective, walk, rounds, optimizer; None takes the defaults.
         rounds: of the whole training.
@@ -97,7 +99,7 @@ def distill(
         anchor: the quality expert on all prompts; an adapter, field or teacher's name alone has lambda .02.
         objective: how far the student's velocities are from a target's, (student, target, batch) -> [M];
             None: the squared distance, or what `config` says.
-        router: which teachers answer for a prompt, in which parts; None asks the task's own one.
+        router: which teachers answer for a prompt, in which parts; None: what `config` says.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
         folder: the run folder, for checkpoints, a log and in the end the adapter; None keeps nothing.
@@ -113,8 +115,8 @@ def distill(
     config, place = config or DistillConfig(), Place.at(folder, resume, record)
     prompts, encoder = as_prompts(prompts), encoder or base.backbone
     scale = config.sampling.guidance_scale
-    experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=router)
-    if router is None:
+    experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=router or config.router)
+    if experts.by_task:
         check_routes(prompts, experts.teacher_of_task)
     name, start = place_student(base, student, config.lora, seed=seed)
     anchor = as_anchor(anchor)

@@ -19,7 +19,7 @@ from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate
 from flow_opd.evaluation.images import Album, EvaluationSet, ImageSampler, Shot
 from flow_opd.evaluation.intervals import Scores
-from flow_opd.evaluation.metrics import find_metric
+from flow_opd.evaluation.metrics import METRICS, READINGS, Metric, metrics_of
 from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
 from flow_opd.evaluation.table import Results, Roles, build_results
 from flow_opd.files import write_bytes, write_json, write_text
@@ -37,25 +37,16 @@ from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.cells import Cells, ScoreTable
 from flow_opd.runs.launch import join_processes
 from flow_opd.runs.prompts import prompts_of
-from flow_opd.runs.rewards import build_reward
 from flow_opd.runs.training import open_run, record
 from flow_opd.seeding import generator
 from flow_opd.training.progress import ProgressBar
-
-# Rewards report several readings; these are the metrics of the table and where they come from.
-READINGS = {
-    "geneval": "geneval_strict",
-    "geneval_continuous": "geneval_continuous",
-    "ocr": "ocr",
-    "deqa": "deqa",
-    "pickscore": "pickscore",
-}
 
 
 def run(settings: EvaluateSettings, *, resume: bool) -> Path:
     """Scores every row on every domain and returns the run folder with results.json and report.html.
 
-    Finished cells of the table are kept in `scores/`: a killed evaluation goes on where it stood.
+    Finished entries of the table (a row on a domain) are kept in `scores/`: a killed evaluation goes on from
+    there.
     """
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
@@ -77,7 +68,7 @@ def evaluate(
         settings: of the evaluation.
         folder: the run folder.
         config: what is written as the run's config.yaml, once nothing has been refused.
-        resume: keeps the cells of the table that are finished already.
+        resume: keeps the entries of the table that are finished already.
         processes: who shares the images; the main one writes.
         spent: seconds that the run has taken before.
     """
@@ -87,7 +78,7 @@ def evaluate(
         for name, file in settings.domains.items()
     }
     device = device_of(settings.compute, processes)
-    rewards = [build_reward(spec, device=device) for spec in settings.rewards]
+    rewards = [each.build(device) for each in settings.rewards]
     base = Base.load(settings.base, settings.compute, processes)
     backbone = base.backbone
     asked = [prompt for domain_set in sets.values() for prompt in domain_set.prompts]
@@ -126,7 +117,7 @@ def evaluate(
     results = build_results(
         scores,
         roles=_roles(settings),
-        protocol=_protocol(settings, sets, backbone.image_size),
+        protocol=_protocol(settings, sets, backbone.image_size, rewards),
         wall_seconds=round(spent + cells.seconds_kept + time.monotonic() - begun, 1),
         peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
@@ -134,7 +125,9 @@ def evaluate(
     return folder
 
 
-def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], side: int) -> ProtocolCard:
+def _protocol(
+    settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], side: int, rewards: Sequence[Reward]
+) -> ProtocolCard:
     return ProtocolCard(
         steps=settings.num_steps,
         dynamics="ode",
@@ -145,7 +138,8 @@ def _protocol(settings: EvaluateSettings, sets: Mapping[str, EvaluationSet], sid
             for name, file in settings.domains.items()
         },
         seeds={name: domain_set.seeds for name, domain_set in sets.items()},
-        judges={reward.name: reward.judge for reward in settings.rewards},
+        judges={reward.name: each.judge for reward, each in zip(rewards, settings.rewards, strict=True)},
+        metrics=metrics_of(rewards, next(iter(sets))),
     )
 
 
@@ -180,11 +174,12 @@ def _score_rows(
     album: Album,
     policies: Mapping[str, Policy],
     sets: Mapping[str, EvaluationSet],
-    rewards: list[Reward],
+    rewards: Sequence[Reward],
 ) -> dict[str, dict[str, dict[str, Scores]]]:
     """Returns row -> domain -> metric -> scores; the album keeps the images that it wants."""
     total = sum(len(sets[domain].shots()) for row in settings.rows for domain in settings.domains_of(row))
     bar = ProgressBar("evaluation", total_steps=total, show=(), shown=cells.processes.is_main)
+    metrics = metrics_of(rewards, next(iter(sets)))
     done = 0
     scores: dict[str, dict[str, dict[str, Scores]]] = {}
 
@@ -205,28 +200,30 @@ def _score_rows(
             work = partial(album.sampler.score, policies[name], domain_set, rewards, on_batch=drawn)
             table = cells.scores(name, domain, work)
             advance(begun + len(domain_set.shots()) - done)
-            scores.setdefault(name, {})[domain] = as_scores(table, domain_set)
+            scores.setdefault(name, {})[domain] = as_scores(table, domain_set, metrics)
     bar.on_end()
     return scores
 
 
-def as_scores(table: ScoreTable, domain_set: EvaluationSet) -> dict[str, Scores]:
+def as_scores(
+    table: ScoreTable, domain_set: EvaluationSet, metrics: Sequence[Metric] = METRICS
+) -> dict[str, Scores]:
     """Returns metric -> scores; lines that ask for the same are one prompt, and GenEval has its tags."""
     shots = domain_set.shots()
     asked = [domain_set.prompts[index] for index, _ in shots]
     prompts = [identity(prompt) for prompt in asked]
     tags = [str(prompt.metadata.get("tag", "")) for prompt in asked]
     return {
-        metric: Scores.of(
+        metric.name: Scores.of(
             [f"{index}:{prompt.text}" for (index, _), prompt in zip(shots, asked, strict=True)],
             [seed for _, seed in shots],
             [float("nan") if value is None else value for value in table[reading]],
             [value is not None for value in table[reading]],
             prompts=prompts,
-            tags=tags if find_metric(metric).by_tag else None,
+            tags=tags if metric.by_tag else None,
         )
-        for metric, reading in READINGS.items()
-        if reading in table
+        for metric in metrics
+        if (reading := READINGS.get(metric.name, metric.name)) in table
     }
 
 

@@ -1,4 +1,4 @@
-"""Writes an adapter for another tool; the files stay only if that tool's loader gives our velocities."""
+"""Writes an adapter for another tool; the files are kept only if they load there to the same velocities."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flow_opd.adapters.merge_report import MergeReport
+from flow_opd.adapters.merging import merge
 from flow_opd.config.merge import MergeSettings
 from flow_opd.files import write_json
 from flow_opd.layout import ADAPTER, MERGE
-from flow_opd.runs.adapters import load_lora, merge_by, print_report
+from flow_opd.runs.adapters import load_lora, print_report
 from flow_opd.runs.training import open_run, record
 
 
@@ -19,7 +20,7 @@ def run(settings: MergeSettings) -> Path:
     """Writes the merged adapter and merge.json (what was kept of each) and returns the run folder."""
     folder = open_run(settings.run)
     loras = [load_lora(each.adapter, settings.base, key="adapters.adapter") for each in settings.adapters]
-    merged, report = merge_by(settings.method, loras, settings.weights(), seed=settings.run.seed)
+    merged, report = merge(loras, settings.method.build(), settings.weights(), seed=settings.run.seed)
     record(settings, folder)
     merged.write(folder / ADAPTER, settings.base.path)
     names = [each.name for each in settings.adapters]

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.form import LoraForm
-from flow_opd.config.common import SamplingSettings
-from flow_opd.config.distill import DirectKLSettings, DistillSettings
+from flow_opd.config.distill import DistillSettings
+from flow_opd.config.objectives import PolicyGradientSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
-from flow_opd.config.state_weights import NamedStateWeights
+from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.state_weights import TransitionWeightsSettings, VelocityWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
 from flow_opd.method.grpo import grpo
@@ -96,7 +97,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
 
 
 def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
-    """Returns the readings of a micro-batch of `rows` rows."""
+    """Returns the measurements of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
     teacher, anchor, scoring = 0.0, 0.0, Scoring()
     if isinstance(job.settings, DistillSettings):
@@ -121,9 +122,9 @@ def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool)
 def _distillation(
     settings: DistillSettings, job: Job, model: ShapeModel, rows: int
 ) -> tuple[BatchSource, Objective]:
-    """Returns a round of one micro-batch whose rows all ask the costliest teacher."""
+    """Returns a round of one micro-batch whose rows all use the costliest teacher."""
     objective = settings.objective
-    if not isinstance(objective, DirectKLSettings):
+    if isinstance(objective, PolicyGradientSettings):
         objective = objective.model_copy(update={"updates_per_round": 1})
     anchor = settings.anchor and settings.anchor.model_copy(update={"share": 1.0})  # it may be all of them
     small = settings.model_copy(
@@ -146,7 +147,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
             "shared_start": False,  # every row of the micro-batch is to be computed
             "trained_steps": "stochastic",
             "steps_per_round": None,
-            "state_weights": NamedStateWeights(name="transition"),  # own ones are for more steps
+            "state_weights": TransitionWeightsSettings(),  # own ones are for more steps
             "updates_per_round": 1,
             "micro_batch_size": rows,
         }
@@ -190,7 +191,7 @@ def _walks(
         model.backbone,
         groups,
         sampling,
-        weights=NamedStateWeights(name="velocity"),
+        weights=VelocityWeightsSettings(),
         seed=0,
         micro_batch_size=micro_batch_size,
         processes=ALONE,
@@ -198,7 +199,7 @@ def _walks(
 
 
 def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
-    """Returns the teacher whose rows take most; one that is no anchor, as the anchor then answers apart."""
+    """Returns the teacher whose rows take most; one that is no anchor, as the anchor then runs apart."""
     anchor = settings.anchor and settings.anchor.teacher
     return max(
         settings.teachers,

@@ -74,7 +74,7 @@ def evaluate(
         adapters: name -> adapter; None is the base alone.
         prompts: what is drawn; each once from each seed.
         rewards: that judge; a plain function may be one: (images [B, 3, height, width] in [0, 1], B prompts)
-            -> [B]. A reward that has further readings gives a row to each.
+            -> [B]. A reward that has further values gives a row to each.
         image_seeds: of the pictures of a prompt.
         num_steps: of the ODE, >= 1.
         guidance_scale: classifier-free guidance, >= 1; 1 switches it off.

@@ -34,7 +34,7 @@ from flow_opd.types import Prompt
 def run(settings: SFTSettings, *, resume: bool) -> Path:
     """Trains a LoRA on its teachers' images and returns the run folder; the result is in its `adapter`.
 
-    The images stay in `samples`, for a training that goes on or starts anew.
+    The images stay in `samples`, for a training that goes on or starts again.
     """
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
@@ -80,11 +80,11 @@ def sft(
 
     Args:
         base: the frozen pipeline, to which the adapters are added.
-        teachers: name -> teacher; an adapter or velocity field alone answers for the task of its name.
+        teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: what the teachers draw.
         config: images, batches, noise levels, optimizer; None takes the defaults.
         rounds: of the whole training; each is one update.
-        router: which teachers draw a prompt, in which parts; None asks the task's own one.
+        router: weights of the teachers for a prompt; None takes the task's own teacher.
         seed: root of all random numbers.
         encoder: encodes prompts in place of the base.
         folder: the run folder, for images, checkpoints, a log and in the end the adapter; None keeps the
@@ -155,7 +155,7 @@ def _draw(config: SFTConfig, samples: TeacherImages, experts: Experts, seed: int
 
 
 def _batching(config: SFTConfig, prompts: Sequence[Prompt], seed: int, base: Base) -> SFTBatching:
-    """Returns what a round trains on: all tasks alike, every image of a task once before any comes again."""
+    """Returns what a round trains on: tasks in equal shares, no image twice before all have come once."""
     of_images = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     return SFTBatching(
         images_of_round=PromptRounds(of_images, derived_seed(seed, "prompts"), config.batch_size).rows,

@@ -1,4 +1,4 @@
-"""Trains by Flow-GRPO: a specialist on its own reward, or GRPO-Mix on the rewards of several tasks."""
+"""Trains by Flow-GRPO: a teacher on its own reward, or GRPO-Mix on the rewards of several tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
-from flow_opd.config.state_weights import NamedStateWeights
+from flow_opd.config.state_weights import TransitionWeightsSettings
 from flow_opd.config.teacher import GRPOConfig, TeacherSettings
 from flow_opd.method import grpo as method
 from flow_opd.method.rounds import PromptRounds
@@ -18,7 +18,7 @@ from flow_opd.method.walks import build_walks
 from flow_opd.protocols import PromptEncoder, Reward
 from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_rewards
 from flow_opd.runs.base import Base, device_of, encode_beforehand
-from flow_opd.runs.identity import content, part_identity, prompts_digest, reward_files, training_identity
+from flow_opd.runs.identity import part_identity, prompts_digest, rewards_identity, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
 from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.rewards import build_rewards
@@ -59,10 +59,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         folder=folder,
         resume=resume,
         record=settings,
-        rewards_identity={
-            "rewards": [spec.model_dump(mode="json", exclude={"batch_size"}) for spec in settings.rewards],
-            "files": [content(file) for file in reward_files(settings.rewards)],
-        },
+        rewards_known_by=rewards_identity(settings.rewards),
     ).train()
     return folder
 
@@ -80,7 +77,7 @@ def grpo(
     folder: Path | str | None = None,
     resume: bool = True,
     record: Settings | None = None,
-    rewards_identity: Mapping[str, Any] | None = None,
+    rewards_known_by: Mapping[str, Any] | None = None,
 ) -> Training:
     """Returns a training by Flow-GRPO that is ready to go: train it, or go through its rounds.
 
@@ -97,7 +94,7 @@ def grpo(
         folder: the run folder, for checkpoints, a log and in the end the adapter; None keeps nothing.
         resume: goes on from the newest checkpoint in there; False forgets all of them.
         record: settings that are written as its config.yaml.
-        rewards_identity: JSON values that say what the rewards' numbers depend on; None takes their code.
+        rewards_known_by: JSON values that say what the rewards' numbers depend on; None takes their code.
 
     Raises:
         ConfigError: if the walk does not suit its dynamics.
@@ -119,7 +116,7 @@ def grpo(
         encoder,
         PromptRounds(prompts, derived_seed(seed, "prompts"), config.groups_per_round, config.task_shares),
         config.sampling,
-        weights=NamedStateWeights(name="transition"),  # of the KL to the base, which beta is the weight of
+        weights=TransitionWeightsSettings(),  # of the KL to the base, which beta is the weight of
         seed=seed,
         micro_batch_size=config.micro_batch_size,
         processes=base.processes,
@@ -131,7 +128,7 @@ def grpo(
         "rounds": rounds,
         "seed": seed,
         "prompts": prompts_digest(prompts),
-        "rewards": rewards_identity or {one.reward.name: _known_by(one) for one in judges},
+        "rewards": rewards_known_by or {one.reward.name: _known_by(one) for one in judges},
         "student": start.digest(),
     }
     return Training(

@@ -99,14 +99,14 @@ class CheckpointFolder:
                 f"the checkpoint is damaged ({damage})",
                 value=str(newest),
                 allowed="a checkpoint whose files have the hashes in its state.json",
-                fix="delete this folder to go on from the one before it, or start afresh with --fresh",
+                fix="delete this folder to go on from the one before it, or start again with --fresh",
             ) from damage
         if found != identity:
             raise CheckpointError(
                 "the checkpoint was written under other settings",
                 value=f"{newest} of {found}",
                 allowed=f"checkpoints of {identity}",
-                fix="restore the settings, choose another --out, or start afresh with --fresh",
+                fix="restore the settings, choose another --out, or start again with --fresh",
             )
         return snapshot
 

@@ -1,4 +1,4 @@
-"""AdamW, the course of its learning rate, and the moving average of what it trains."""
+"""AdamW, its learning rate schedule, and the moving average (EMA) of what it trains."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class EMA:
     """The average of named parameters; it starts at their current values."""
 
     def __init__(self, parameters: Mapping[str, Parameter], settings: EMASettings) -> None:
-        """Copies the present values; .9 every 8 steps is the papers' setting."""
+        """Copies the present values."""
         self.parameters = parameters
         self.settings = settings
         self.average = {name: value.detach().clone().float() for name, value in parameters.items()}

@@ -91,7 +91,7 @@ class Trainer:
             settings: length, optimizer, average, checkpoints.
             folder: the run folder; checkpoints go below it. None keeps none.
             identity: fingerprint of everything that a checkpoint must agree with.
-            callbacks: watchers; only the main process tells them anything.
+            callbacks: called after each step, by the main process only.
             processes: who shares the rows of an update; the main one alone writes checkpoints.
         """
         self.parameters = dict(parameters)
@@ -166,7 +166,7 @@ class Trainer:
                 "the training was stopped in the middle of a round, and there is no checkpoint to go back to",
                 value=f"round {self.progress.round + 1}, step {self.progress.step}",
                 allowed="an interrupt that is waited for, or a run folder",
-                fix="begin anew; give the training a folder",
+                fix="start again; give the training a folder",
             )
         settings, progress = self.settings, self.progress
         started, first = time.monotonic(), progress.step

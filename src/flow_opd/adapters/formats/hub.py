@@ -22,7 +22,7 @@ def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
     Args:
         name: a path, "asset:NAME", "owner/name" or "owner/name@revision".
         key: the configuration key that holds the name, for messages.
-        offline: takes a hub repository from the cache of this machine, without asking the hub.
+        offline: takes a hub repository from the cache of this machine, without contacting the hub.
 
     Raises:
         ConfigError: if a path or asset does not exist.

@@ -22,7 +22,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def read_adapter(path: Path | str, *, alpha: float | None = None) -> LoraWeights:
     """Returns the LoRA of a PEFT folder, a diffusers folder, or a LoRA file of diffusers, kohya or ComfyUI.
 
-    Its `notes` say what was changed: other ranks padded, other scales taken into B. Modules come out under
+    Its `notes` say what was changed: lower ranks padded, other alpha / rank taken into B. Modules come under
     the names of diffusers.
 
     Args:

@@ -73,7 +73,7 @@ class Document:
         return self.name
 
     def over(self, lower: Document) -> Document:
-        """Returns `lower` with this document laid over it: mappings merge, everything else replaces."""
+        """Returns `lower` overridden by this document: mappings merge, everything else replaces."""
         return Document(self.name, _merged(lower.data, self.data), {**lower.places, **self.places})
 
 
@@ -86,7 +86,7 @@ def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_document(path: str | Path, _chain: tuple[Path, ...] = ()) -> Document:
-    """Returns the content of a YAML file; every mapping in it is laid over the file that its `extends` names.
+    """Returns the content of a YAML file; every mapping in it overrides the file that its `extends` names.
 
     Raises:
         ConfigError: if a file is absent, is no YAML mapping, repeats a key or extends itself.

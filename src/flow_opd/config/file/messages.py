@@ -28,10 +28,12 @@ def explain_all(error: ValidationError, model: type[BaseModel], document: Docume
     """Returns one message for all problems of a document, a line for each, in the order of the fields."""
     lines: list[str] = []
     findings: dict[KeyPath, _Finding] = {}
+    refused: list[KeyPath] = []
     for details in error.errors(include_url=False):
         path, kind = _data_path(details, document.data), details["type"]
         if kind == CROSS_FIELD:
             lines += [_cross_field(problem, path, document) for problem in details["ctx"]["problems"]]
+            refused.append(path)
             continue
         finding = findings.setdefault(path, _Finding(path, kind))
         finding.allowed.append(_allowed(details))
@@ -39,7 +41,7 @@ def explain_all(error: ValidationError, model: type[BaseModel], document: Docume
     kept = [
         finding
         for finding in findings.values()
-        if not any(other[: len(finding.path)] == finding.path != other for other in findings)
+        if not any(other[: len(finding.path)] == finding.path != other for other in (*findings, *refused))
     ]
     lines = [_line(finding, model, document) for finding in kept] + lines
     if len(lines) == 1:
@@ -95,7 +97,10 @@ def _line(finding: _Finding, model: type[BaseModel], document: Document) -> str:
 def _cross_field(problem: Problem, path: KeyPath, document: Document) -> str:
     place = document.place((*path, *problem.at))
     return explain(
-        f"{problem.what} in {place}", value=problem.value, allowed=problem.allowed, fix=problem.fix
+        f"{problem.what} in {place}",
+        value=problem.value,
+        allowed=problem.allowed,
+        fix=problem.fix,
     )
 
 

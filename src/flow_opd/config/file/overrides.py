@@ -1,4 +1,4 @@
-"""`--set a.b=c`: single values from the command line, laid over a file."""
+"""`--set a.b=c`: single values from the command line that override a file."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from flow_opd.config.base import KeyPath, named
+from flow_opd.config.parts import Part
+from flow_opd.errors import ConfigError
 
 
 def model_at(model: type[BaseModel], data: Any, path: KeyPath) -> type[BaseModel] | None:
@@ -63,12 +65,23 @@ def _choose(annotation: Any, data: Any) -> Any:
         each for each in alternatives(annotation) if isinstance(each, type) and issubclass(each, BaseModel)
     ]
     data = named(data)
+    if len(models) == 1 and issubclass(models[0], Part) and models[0].is_kind():
+        return _part(models[0], data)
     if len(models) <= 1 or not isinstance(data, Mapping):
         return models[0] if models else alternatives(annotation)[0]
     for each in models:
         if all(data.get(name) in words for name, words in discriminators(each).items() if len(words) == 1):
             return each
     return models[0]
+
+
+def _part(kind: type[Part], data: Any) -> type[Part]:
+    """Returns the settings of the part that `data` names, or the kind if there is none."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    try:
+        return kind.chosen(name) if isinstance(name, str) else kind
+    except ConfigError:
+        return kind
 
 
 def _below(where: Any, key: str | int) -> Any:

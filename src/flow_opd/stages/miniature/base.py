@@ -105,7 +105,7 @@ def _sampling_sigmas(count: int, draw: Generator, *, shift: float) -> Tensor:
 
 
 def _middle_sigmas(count: int, draw: Generator) -> Tensor:
-    """Half of the levels from the middle; the others as in sampling, lest its start be forgotten."""
+    """Half of the levels from the middle; the others as in sampling, so that its start is not forgotten."""
     middle, others = logit_normal_sigmas(count, generator=draw), _sampling_sigmas(count, draw, shift=SHIFT)
     return torch.where(torch.arange(count) % 2 == 0, middle, others)
 

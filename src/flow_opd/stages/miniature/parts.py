@@ -54,7 +54,7 @@ def is_finished(folder: Path, name: str, settings: MiniatureSettings) -> bool:
             f"{name!r} was built under other settings",
             value=f"{folder} of {found}",
             allowed=f"a part of {identity}",
-            fix="restore the settings, choose another --out, or build anew with --fresh",
+            fix="restore the settings, choose another --out, or build again with --fresh",
         )
     return True
 

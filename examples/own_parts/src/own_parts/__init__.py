@@ -1,0 +1,1 @@
+"""Parts for flow-opd: the reward `sharpness` and the objective `huber`."""
