@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import flow_opd
 
 SOURCE = Path(flow_opd.__file__).parent
@@ -86,6 +88,7 @@ def test_reports_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_stages_that_load_no_model_do_not_wait_for_the_libraries_of_models() -> None:
     stages = ("merge", "card", "publish", "report", "prompts")
     code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from errors import refused
 from flow_opd.errors import DataError
 from flow_opd.evaluation.intervals import Bootstrap, Scores, jointly, paired_difference
 
@@ -82,24 +83,24 @@ def test_a_difference_counts_only_images_that_both_rows_judged() -> None:
 
 
 def test_a_valid_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="prompt/0001"):
+    with refused(DataError, names=["prompt/0001"]):
         scores(np.array([1.0, np.nan]))
 
 
 def test_an_image_scored_twice_is_refused() -> None:
-    with pytest.raises(DataError, match="scored twice"):
+    with refused(DataError, value=("x", 0)):
         Scores.of(["x", "x"], [0, 0], [1.0, 2.0])
 
 
 def test_different_lengths_are_refused() -> None:
-    with pytest.raises(DataError, match="different lengths"):
+    with refused(DataError, value=(2, 1, 2, 2, (2,), (2,))):
         Scores.of(["x", "y"], [0], [1.0, 2.0])
-    with pytest.raises(DataError, match="different lengths"):
+    with refused(DataError, value=(2, 2, 2, 2, (2, 1), (2, 1))):
         Scores.of(["x", "y"], [0, 0], np.ones((2, 1)))
 
 
 def test_one_prompt_has_no_interval() -> None:
-    with pytest.raises(DataError, match="too few"):
+    with refused(DataError, value=1):
         Bootstrap().cell(scores(np.ones(1)))
 
 

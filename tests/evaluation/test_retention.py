@@ -27,6 +27,7 @@ def simulated(generator: np.random.Generator, gain: float, kept: float, n: int =
     )
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_share() -> None:
     generator = np.random.default_rng(2)
     found = [simulated(generator, gain=0.4, kept=0.9) for _ in range(300)]

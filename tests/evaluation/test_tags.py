@@ -141,6 +141,7 @@ def coverage(*, as_prompts: bool, repetitions: int = 300) -> float:
     return covered / repetitions
 
 
+@pytest.mark.slow
 def test_prompts_cover_the_truth_and_lines_do_not() -> None:
     assert 0.92 <= coverage(as_prompts=True) <= 0.98
     assert coverage(as_prompts=False) < 0.87

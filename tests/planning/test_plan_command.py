@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from errors import refused
 from flow_opd.cli import app
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
@@ -60,6 +61,7 @@ def config(disk, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_json_is_whole_and_stable(config: Path) -> None:
     result = call(str(config), "--json", "--utilisation", "0.5", "--processes", "2")
     assert result.exit_code == 0, result.output
@@ -93,6 +95,7 @@ def test_json_is_whole_and_stable(config: Path) -> None:
     assert plan["flops"]["run"] == pytest.approx(5 * plan["flops"]["update"]["total"])
 
 
+@pytest.mark.slow
 def test_tables_teach(disk, tmp_path: Path) -> None:
     file = tmp_path / "teacher.yaml"
     file.write_text(yaml.safe_dump(disk.grpo()))
@@ -119,13 +122,13 @@ def test_the_kind_is_recognised() -> None:
 
 @pytest.mark.parametrize("name", ["merge", "sft", "evaluate", "demo"])
 def test_other_kinds_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}\.yaml is no training that can be planned"):
+    with refused(ConfigError, names=[f"{name}.yaml"]):
         read_training(asset_folder() / "configs" / f"{name}.yaml")
 
 
 def test_a_typo_does_not_hide_the_kind(config: Path) -> None:
     config.write_text(config.read_text().replace("teachers:", "teacher:"))
-    with pytest.raises(ConfigError, match="Did you mean 'teachers'"):
+    with refused(ConfigError, names=["'teacher'", "'teachers'"]):
         read_training(config)
 
 
@@ -158,5 +161,5 @@ def test_mistakes_end_with_code_2(config: Path, words: list[str], parts: list[st
 
 def test_a_walk_that_would_train_one_step_is_refused_before_weights_are_loaded(disk) -> None:
     values = disk.distillation(sampling={"num_steps": 10, "dynamics": "cps", "guidance_scale": 3.0})
-    with pytest.raises(ConfigError, match=r"step 8 of CPS adds noise"):
+    with refused(ConfigError, value=0.0089):
         plan_training(from_values(values, DistillSettings), PlanSettings())

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import flow_opd
+from errors import refused
 from flow_opd.config.common import CheckpointSettings, TrainingComputeSettings
 from flow_opd.runs import base as runs_base
 from flow_opd.runs.base import Base
@@ -63,6 +64,7 @@ def test_every_public_name_is_there_and_nothing_is_said() -> None:
         flow_opd.destill  # noqa: B018
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_base_do_not_disturb_each_other(
     base: Base, quality: flow_opd.LoraWeights
 ) -> None:
@@ -101,7 +103,7 @@ def test_a_damaged_objective_is_refused_by_a_policy_gradient(
 ) -> None:
     sampled = flow_opd.DistillConfig(objective="sampled-log-ratio").objective
     config = CONFIG.model_copy(update={"objective": sampled})
-    with pytest.raises(flow_opd.FlowOPDError, match="a distance of velocities"):
+    with refused(flow_opd.FlowOPDError, value="<lambda>"):
         flow_opd.distill(
             base,
             {"quality": quality},
@@ -115,7 +117,7 @@ def test_a_damaged_objective_is_refused_by_a_policy_gradient(
 def test_a_reward_that_gives_too_few_numbers_is_refused(base: Base) -> None:
     config = flow_opd.GRPOConfig(group_size=2, groups_per_round=1, sampling=SAMPLING)
     training = flow_opd.grpo(base, [lambda images, prompts: [1.0]], ["a"], config, rounds=1)
-    with pytest.raises(flow_opd.FlowOPDError, match="returned unusable scores"):
+    with refused(flow_opd.FlowOPDError, value=[1.0]):
         training.train()
 
 
@@ -143,6 +145,7 @@ def trained_until_interrupted(folder: Path) -> None:
         print("stopped", training.round, training.adapter.rank, flush=True)
 
 
+@pytest.mark.slow
 def test_who_breaks_off_can_go_on_elsewhere(
     base: Base, quality: flow_opd.LoraWeights, tmp_path: Path
 ) -> None:
@@ -168,7 +171,7 @@ def test_a_torn_round_is_not_gone_on_with(base: Base, quality: flow_opd.LoraWeig
     training.trainer.optimizer.step = breaks  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         training.train()
-    with pytest.raises(flow_opd.FlowOPDError, match="stopped in the middle of a round"):
+    with refused(flow_opd.FlowOPDError, value="round 1, step 0"):
         training.train()
 
 
@@ -184,15 +187,15 @@ def test_an_objective_that_would_broadcast_is_refused(
     base: Base, quality: flow_opd.LoraWeights, objective: Any
 ) -> None:
     training = flow_opd.distill(base, {"quality": quality}, PROMPTS, CONFIG, rounds=1, objective=objective)
-    with pytest.raises(flow_opd.FlowOPDError, match="cannot be trained on"):
+    with refused(flow_opd.FlowOPDError, names=["shape"]):
         training.train()
 
 
 def test_rewards_of_one_name_are_refused(base: Base) -> None:
     rewards = [lambda images, prompts: [0.0] * len(prompts), lambda images, prompts: [1.0] * len(prompts)]
-    with pytest.raises(flow_opd.FlowOPDError, match="rewards of one name"):
+    with refused(flow_opd.FlowOPDError, value=["<lambda>"]):
         flow_opd.evaluate(base, {"base": None}, ["a"], rewards, num_steps=1)
-    with pytest.raises(flow_opd.FlowOPDError, match="returned unusable scores"):
+    with refused(flow_opd.FlowOPDError, names=["<lambda>"]):
         flow_opd.evaluate(
             base, {"base": None}, ["a", "b"], [lambda images, prompts: images.mean()], num_steps=1
         )
@@ -222,7 +225,7 @@ def test_words_in_place_of_objects_are_refused(base: Base, quality: flow_opd.Lor
         lambda: flow_opd.Teacher(quality, extrapolation=0.5),
         lambda: flow_opd.Anchor(quality, share=2.0),
     ):
-        with pytest.raises(flow_opd.FlowOPDError, match=r"Allowed: .+ To fix: "):
+        with refused(flow_opd.FlowOPDError):
             wrong()
 
 
@@ -334,7 +337,7 @@ def test_a_policy_gradient_asks_its_anchor_everywhere(base: Base, quality: flow_
     sampled = flow_opd.DistillConfig(objective="sampled-log-ratio").objective
     config = CONFIG.model_copy(update={"objective": sampled})
     anchor = flow_opd.Anchor("quality", share=0.5)
-    with pytest.raises(flow_opd.FlowOPDError, match="evaluates the anchor at every state"):
+    with refused(flow_opd.FlowOPDError, value=0.5):
         flow_opd.distill(base, {"quality": quality}, PROMPTS, config, rounds=1, anchor=anchor)
 
 

@@ -102,8 +102,7 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.identity, self.basis = identity, dict(basis or {})
-        self.callbacks = list(callbacks)
-        self.processes = processes
+        self.callbacks, self.processes = list(callbacks), processes
         self.progress = Progress()
         self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
         self.average = EMA(self.parameters, settings.ema) if settings.ema else None
@@ -275,8 +274,8 @@ class Trainer:
         """Ends the training; every process does, as the sums are the same everywhere."""
         step = self.progress.step + 1
         batch = self._broken(micro_batches)
-        folder = self.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))
-        file = folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        name = f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        file = (self.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))) / name
         saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
             f"the {what} of step {step} is not finite; the weights are unchanged",
@@ -286,9 +285,9 @@ class Trainer:
         )
 
     def _broken(self, micro_batches: Iterable[Any]) -> Any:
-        """Goes through an update again and returns its first micro-batch with a loss or gradient that broke.
+        """Returns the first micro-batch of an update whose loss or gradient broke, None if no own one did.
 
-        All are gone through to the end, as other processes may wait for each; None if no own one broke.
+        All are gone through to the end, as other processes may wait for each.
         """
         broken: Any = None
         for batch in micro_batches:
