@@ -134,6 +134,10 @@ class Training:
             log = MetricsLog(place.folder / METRICS, resume_step=self.trainer.progress.step)
             self.trainer.callbacks.append(log)
 
+    def __repr__(self) -> str:
+        """Returns what is trained, and how far it is."""
+        return f"Training({self._title}: {self.round} of {self.trainer.settings.rounds} rounds)"
+
     @property
     def round(self) -> int:
         """Rounds that are done."""
