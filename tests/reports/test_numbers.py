@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flow_opd.evaluation.results import Results, load_results
 from flow_opd.reports.numbers import (
     duration,
     headline,
@@ -18,7 +19,6 @@ from flow_opd.reports.numbers import (
     seeds_by_domain,
     signed,
 )
-from flow_opd.reports.run import Results, load_results
 from flow_opd.reports.tables import results_view
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flow_opd.reports.run import Cell, Metric, Results, Row
+from flow_opd.evaluation.results import Estimate, Metric, Results, Row
 
 AVERAGE_DECIMALS = 3
 
@@ -20,10 +20,10 @@ def signed(value: float, decimals: int) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def interval(cell: Cell, decimals: int, *, sign: bool = False) -> str:
+def interval(estimate: Estimate, decimals: int, *, sign: bool = False) -> str:
     """Returns the interval as "low to high"."""
     write = signed if sign else number
-    return f"{write(cell.low, decimals)} to {write(cell.high, decimals)}"
+    return f"{write(estimate.low, decimals)} to {write(estimate.high, decimals)}"
 
 
 def percent(share: float) -> str:
@@ -58,13 +58,13 @@ def best_rows(results: Results) -> dict[str, str]:
     """Returns metric (or "average") -> the row with the highest mean, where two rows or more have one."""
     best = {}
     for metric in [*(one.name for one in results.columns), "average"]:
-        measured = [(cell.mean, row.name) for row in results.rows if (cell := cell_of(row, metric))]
+        measured = [(one.mean, row.name) for row in results.rows if (one := estimate_of(row, metric))]
         if len(measured) > 1:
             best[metric] = max(measured)[1]
     return best
 
 
-def cell_of(row: Row, metric: str) -> Cell | None:
+def estimate_of(row: Row, metric: str) -> Estimate | None:
     """Returns mean and interval of a metric on its own prompts, or of the average, if measured."""
     return row.average if metric == "average" else row.metrics.get(metric)
 
@@ -76,7 +76,7 @@ class TagTable:
     label: str
     decimals: int
     tags: tuple[str, ...]
-    rows: Mapping[str, tuple[Cell | None, ...]]  # policy -> a cell per tag
+    rows: Mapping[str, tuple[Estimate | None, ...]]  # policy -> one per tag
 
 
 def tag_table(results: Results, metric: Metric) -> TagTable | None:

@@ -8,10 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flow_opd.evaluation.results import Estimate, Metric, Results
 from flow_opd.reports.numbers import (
     AVERAGE_DECIMALS,
     best_rows,
-    cell_of,
+    estimate_of,
     headline,
     interval,
     number,
@@ -19,7 +20,6 @@ from flow_opd.reports.numbers import (
     signed,
     tag_table,
 )
-from flow_opd.reports.run import Cell, Metric, Results
 
 
 def results_view(results: Results) -> RenderableType:
@@ -60,12 +60,12 @@ def _score_table(results: Results) -> Table:
     for row in results.rows:
         texts = []
         for metric, _, decimals in columns:
-            cell = cell_of(row, metric)
-            if cell is None:
+            one = estimate_of(row, metric)
+            if one is None:
                 texts.append(Text("–", "dim"))
                 continue
-            mean = Text(number(cell.mean, decimals), "bold" if best.get(metric) == row.name else "")
-            texts.append(mean.append(f" ±{number((cell.high - cell.low) / 2, decimals)}", "dim not bold"))
+            mean = Text(number(one.mean, decimals), "bold" if best.get(metric) == row.name else "")
+            texts.append(mean.append(f" ±{number((one.high - one.low) / 2, decimals)}", "dim not bold"))
         table.add_row(row.name, *texts)
     return table
 
@@ -85,7 +85,10 @@ def _scores(results: Results) -> str:
     lines = [
         [
             row.name,
-            *(_cell(cell_of(row, name), places, best.get(name) == row.name) for name, _, places in columns),
+            *(
+                _cell(estimate_of(row, name), places, best.get(name) == row.name)
+                for name, _, places in columns
+            ),
         ]
         for row in results.rows
     ]
@@ -120,7 +123,9 @@ def _by_tag(results: Results, metric: Metric) -> str:
     table = tag_table(results, metric)
     if table is None:
         return ""
-    lines = [[name, *(_cell(cell, table.decimals) for cell in cells)] for name, cells in table.rows.items()]
+    lines = [
+        [name, *(_cell(one, table.decimals) for one in estimates)] for name, estimates in table.rows.items()
+    ]
     return _table([f"{table.label} by tag", *table.tags], lines)
 
 
@@ -128,7 +133,7 @@ def _everywhere(results: Results, metric: Metric) -> str:
     """A metric on the prompts of every domain, where it judges other domains than its own."""
     domains = list(
         dict.fromkeys(
-            domain for row in results.rows for domain, cells in row.cells.items() if metric.name in cells
+            domain for row in results.rows for domain, metrics in row.cells.items() if metric.name in metrics
         )
     )
     if set(domains) <= {metric.domain}:
@@ -143,11 +148,11 @@ def _everywhere(results: Results, metric: Metric) -> str:
     return _table([f"{metric.label} by prompts", *domains], lines)
 
 
-def _cell(cell: Cell | None, decimals: int, best: bool = False) -> str:
-    if cell is None:
+def _cell(estimate: Estimate | None, decimals: int, best: bool = False) -> str:
+    if estimate is None:
         return "–"
-    mean = number(cell.mean, decimals)
-    return f"{f'**{mean}**' if best else mean} ({interval(cell, decimals)})"
+    mean = number(estimate.mean, decimals)
+    return f"{f'**{mean}**' if best else mean} ({interval(estimate, decimals)})"
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
