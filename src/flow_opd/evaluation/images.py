@@ -194,8 +194,8 @@ def score_policies(
 class Album:
     """The images of the first prompts of each domain, kept while they are scored.
 
-    What was not scored here is drawn when it is needed: another process's share, a table entry that was
-    finished before, a domain that a row is not evaluated on. The batch that it is drawn in may change its
+    What was not scored here is drawn when it is needed: another process's share, what was finished
+    before, a domain that a row is not evaluated on. The batch that it is drawn in may change its
     last bits.
     """
 

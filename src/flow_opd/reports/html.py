@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flow_opd.errors import DataError
-from flow_opd.evaluation.results import Estimate, Metric, Results, load_results
+from flow_opd.evaluation.metrics import find_metric
+from flow_opd.evaluation.results import Estimate, Results, load_results
 from flow_opd.files import write_text
 from flow_opd.layout import CONFIG, MANIFEST, METRICS, PICTURES, REPORT, RESULTS
 from flow_opd.reports import numbers, plots
@@ -210,17 +211,14 @@ def _kept(results: Results) -> dict[str, Any]:
         if one.mean is not None and one.low is not None and one.high is not None:
             track = _placed(Estimate(mean=one.mean, low=one.low, high=one.high, n=one.n), low, high)
         rows.append(
-            {"domain": domain, "retention": one, "metric": _metric(results, one.metric), "track": track}
+            {
+                "domain": domain,
+                "retention": one,
+                "metric": find_metric(one.metric, results.protocol.metrics),
+                "track": track,
+            }
         )
     return {"rows": rows, "all": plots.span_percent(1.0, low, high)}
-
-
-def _metric(results: Results, name: str) -> Metric:
-    for metric in results.protocol.metrics:
-        if metric.name == name:
-            return metric
-    known = ", ".join(metric.name for metric in results.protocol.metrics)
-    raise DataError("a metric without a definition", value=name, allowed=known, fix="evaluate the run again")
 
 
 def _tiles(pictures: Pictures | None) -> dict[str, Any] | None:
