@@ -140,6 +140,14 @@ def test_layout_of_results_json(table: Results) -> None:
     assert data["protocol"]["hash"] == CARD.hash
 
 
+def test_what_is_read_is_what_was_written(table: Results) -> None:
+    """The keys in their order, too; the hash is that of the file, whatever this version would make of it."""
+    data = table.to_json()
+    data["protocol"]["hash"] = "0123456789ab"
+    text = json.dumps(data)
+    assert json.dumps(Results.model_validate_json(text).to_json()) == text
+
+
 def test_a_metric_that_judged_nothing_off_its_domain_has_no_entry_but_on_its_own_it_is_an_error() -> None:
     base, student = evaluated(BASE, 0), evaluated(shifted(0.1), 1)
     empty = Scores.of(["0", "1"], [0, 0], [np.nan, np.nan], [False, False])

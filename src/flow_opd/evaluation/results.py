@@ -75,6 +75,13 @@ class Retention(Part):
     teacher_gain: Estimate
     student_gain: Estimate
 
+    @property
+    def share(self) -> Estimate | None:
+        """The kept share with its interval, 1 = all of the gain; None where it has no numbers."""
+        if self.mean is None or self.low is None or self.high is None:
+            return None
+        return Estimate(mean=self.mean, low=self.low, high=self.high, n=self.n)
+
 
 class Metric(Part):
     """One number per image, with everything a reader needs to compare it with other people's."""

@@ -11,9 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flow_opd.config.locations import ASSET
 from flow_opd.evaluation.results import Results
-from flow_opd.reports.numbers import seeds_by_domain
 from flow_opd.reports.recipe import Cost, ledger
-from flow_opd.reports.tables import results_markdown
+from flow_opd.reports.tables import results_markdown, seeds_by_domain
 
 TAGS = ("flow-opd", "lora", "on-policy-distillation", "flow-matching", "text-to-image")
 # Licences that come with a base: identifier, name and address as the hub's metadata wants them.

@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from flow_opd.errors import DataError
 from flow_opd.evaluation.metrics import find_metric
-from flow_opd.evaluation.results import Estimate, Results, load_results
+from flow_opd.evaluation.results import Difference, Estimate, Results, load_results
 from flow_opd.files import write_text
 from flow_opd.layout import CONFIG, MANIFEST, METRICS, PICTURES, REPORT, RESULTS
-from flow_opd.reports import numbers, plots
+from flow_opd.reports import plots, tables
 from flow_opd.reports.grid import Pictures, load_pictures, png_bytes
 
 TILE_WIDTH = 96  # pixels on the page
@@ -128,22 +128,22 @@ def render_report(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        num=numbers.number,
-        signed=numbers.signed,
-        interval=numbers.interval,
-        percent=numbers.percent,
-        duration=numbers.duration,
-        seeds_by_domain=numbers.seeds_by_domain,
-        images_per_prompt=numbers.images_per_prompt,
+        num=tables.number,
+        signed=tables.signed,
+        interval=tables.interval,
+        percent=tables.percent,
+        duration=tables.duration,
+        seeds_by_domain=tables.seeds_by_domain,
+        images_per_prompt=tables.images_per_prompt,
     )
     results = run.results
     return environment.get_template("report.html.j2").render(
         run=run,
         results=results,
         protocol=results.protocol,
-        headline=numbers.headline(results),
+        headline=tables.headline(results),
         columns=_score_columns(results),
-        tagged=[table for one in results.columns if (table := numbers.tag_table(results, one))],
+        tagged=[table for one in results.columns if (table := tables.tag_table(results, one))],
         forest=_forest(results),
         kept=_kept(results),
         panels=[(panel, Markup(panel.svg)) for panel in plots.curve_panels(run.curves)],
@@ -155,12 +155,12 @@ def render_report(run: Run) -> str:
 
 def _score_columns(results: Results) -> list[dict[str, Any]]:
     """The columns of the main table, each entry with its interval's place on the column's own scale."""
-    best = numbers.best_rows(results)
+    best = tables.best_rows(results)
     columns = [(one.name, one.label, one.domain, one.decimals) for one in results.columns]
-    columns.append(("average", "Average", "all", numbers.AVERAGE_DECIMALS))
+    columns.append(("average", "Average", "all", tables.AVERAGE_DECIMALS))
     described = []
     for metric, label, domain, decimals in columns:
-        estimates = {row.name: numbers.estimate_of(row, metric) for row in results.rows}
+        estimates = {row.name: tables.estimate_of(row, metric) for row in results.rows}
         measured = [one for one in estimates.values() if one is not None]
         low, high = (
             min((one.low for one in measured), default=0),
@@ -188,13 +188,11 @@ def _forest(results: Results) -> Markup | None:
     """The paired differences, one panel per metric on its own prompts, the average first."""
     pairs = list(dict.fromkeys(one.pair for one in results.differences))
     titles = {"average": "average", **{one.name: one.label for one in results.columns}}
-    panels: dict[str, list[plots.Effect | None]] = {}
+    panels: dict[str, list[Difference | None]] = {}
     for metric, title in titles.items():
         found = [results.difference(pair, metric) for pair in pairs]
         if any(found):
-            panels[title] = [
-                None if one is None else plots.Effect(one.mean, one.low, one.high) for one in found
-            ]
+            panels[title] = found
     if not panels:
         return None
     return Markup(plots.forest(panels, [f"{first} − {second}" for first, second in pairs]))
@@ -202,22 +200,18 @@ def _forest(results: Results) -> Markup | None:
 
 def _kept(results: Results) -> dict[str, Any]:
     """The retained gains on one track from 0 to a little above the highest, with 100 % marked."""
-    ends = [one.high for one in results.retention.values() if one.high is not None]
-    starts = [one.low for one in results.retention.values() if one.low is not None]
-    low, high = min([0.0, *starts]), max([1.2, *ends])
-    rows = []
-    for domain, one in results.retention.items():
-        track = None
-        if one.mean is not None and one.low is not None and one.high is not None:
-            track = _placed(Estimate(mean=one.mean, low=one.low, high=one.high, n=one.n), low, high)
-        rows.append(
-            {
-                "domain": domain,
-                "retention": one,
-                "metric": find_metric(one.metric, results.protocol.metrics),
-                "track": track,
-            }
-        )
+    shares = {domain: one.share for domain, one in results.retention.items()}
+    known = [share for share in shares.values() if share is not None]
+    low, high = min([0.0, *(one.low for one in known)]), max([1.2, *(one.high for one in known)])
+    rows = [
+        {
+            "domain": domain,
+            "retention": one,
+            "metric": find_metric(one.metric, results.protocol.metrics),
+            "track": None if (share := shares[domain]) is None else _placed(share, low, high),
+        }
+        for domain, one in results.retention.items()
+    ]
     return {"rows": rows, "all": plots.span_percent(1.0, low, high)}
 
 
