@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flow_opd.evaluation.intervals import Bootstrap, Scores
-from flow_opd.evaluation.retention import Retention, ratio_interval, retained_gain
+from flow_opd.evaluation.results import Retention
+from flow_opd.evaluation.table import ratio_interval, retained_gain
 
 
 def simulated(generator: np.random.Generator, gain: float, kept: float, n: int = 150) -> Retention:

@@ -139,8 +139,3 @@ def test_a_truncated_strip_is_refused(folder: Path) -> None:
     strip.write_bytes(strip.read_bytes()[:100])
     with refused(DataError, names=["pictures.json: image file is truncated"]):
         write_report(folder)
-
-
-def test_commands_are_shown(folder: Path) -> None:
-    html = write_report(folder, ["make demo"]).read_text(encoding="utf-8")
-    assert "<pre>make demo</pre>" in html

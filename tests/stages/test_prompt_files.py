@@ -18,9 +18,9 @@ from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
 from flow_opd.prompts.jsonl import read_prompts
-from flow_opd.runs.cells import Cells
 from flow_opd.runs.identity import prompts_digest
 from flow_opd.runs.prompts import prompts_of
+from flow_opd.runs.score_cache import ScoreCache
 
 GENEVAL_LINE = {
     "tag": "two_object",
@@ -221,7 +221,7 @@ def test_a_check_does_not_make_another_table() -> None:
             "rewards": [{"name": "ocr"}],
         }
         settings = from_values(values, EvaluateSettings)
-        return Cells(Path("scores"), settings, {"base": None}, resume=True, processes=ALONE).key(
+        return ScoreCache(Path("scores"), settings, {"base": None}, resume=True, processes=ALONE).key(
             "base", "text"
         )
 
