@@ -40,6 +40,7 @@ def test_it_is_stored_as_it_was_executed() -> None:
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     said = str([cell.outputs for cell in code])
     assert "30 of 30 rounds" in said
+    assert "stderr" not in said
     assert re.search(r"student +ocr ", said)
     assert FILE.stat().st_size < 300_000
     for long in SHORTER:
