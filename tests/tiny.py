@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.config.common import CheckpointSettings, EMASettings, LoraSettings, OptimizerSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
 from flow_opd.flow.path import shifted_uniform_sigmas
@@ -126,7 +125,7 @@ def new_tiny_pipeline(*, seed: int = 0, shift: float = 3.0) -> StableDiffusion3P
 
 def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
     """Adds an adapter that changes the velocity: neither factor is zero."""
-    bank.add(name, LoraForm(rank=2, alpha=4.0), seed)
+    bank.add(name, LoraSettings(rank=2, alpha=4.0), seed)
     draw = torch.Generator().manual_seed(seed)
     bank.load_state(
         name,

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
@@ -108,7 +107,7 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         bank.train("student")
         parts = distillation(settings, named_policies(settings, base, encoder), walks)
     else:
-        bank.add("student", LoraForm.of(settings.lora), 0)
+        bank.add("student", settings.lora, 0)
         bank.train("student")
         scale = settings.sampling.guidance_scale
         student, reference = (base.policy(name, scale, encoder=encoder) for name in ("student", None))

@@ -218,7 +218,7 @@ def _fixed(
     """Returns part -> bytes that a process holds all the time."""
     settings = job.settings
     student = list(model.trained.values())
-    adapters = {name: size(model.adapters.parameters(name).values()) for name in job.forms}
+    adapters = {name: size(model.adapters.parameters(name).values()) for name in job.loras}
     encoders = sum(bytes_ for name, bytes_ in sizes.items() if name.startswith("text_encoder"))
     return {
         "base": sharded if settings.compute.shard_base else sizes["transformer"],
@@ -275,7 +275,7 @@ def _parameters(
 ) -> Parameters:
     adapters = {
         name: sum(parameter.numel() for parameter in model.adapters.parameters(name).values())
-        for name in job.forms
+        for name in job.loras
     }
     return Parameters(
         transformer=count(networks["transformer"]),

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.objectives import PolicyGradientSettings
 from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
@@ -87,7 +87,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
         model = build_model(
             architecture,
             settings.base,
-            job.forms,
+            job.loras,
             student=STUDENT_ADAPTER,
             vae_tiling=settings.compute.vae_tiling,
         )
@@ -131,7 +131,7 @@ def _distillation(
         update={"sampling": _short(settings.sampling), "objective": objective, "anchor": anchor}
     )
     policies = named_policies(small, _base(small, model), model.backbone)
-    kind = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
+    kind = _kind(job.loras[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     student = MeteredField(policies.student, model, STUDENT, kind=kind, without_gradients=ROLLOUT)
     task = _costliest(settings, job).tasks[0]
     walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
@@ -155,7 +155,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
     guidance = settings.sampling.guidance_scale
     base = _base(small, model)
     student, reference = (base.policy(name, guidance) for name in (STUDENT_ADAPTER, None))
-    trained, bare = _kind(job.forms[STUDENT_ADAPTER], guidance), _kind(None, guidance)
+    trained, bare = _kind(job.loras[STUDENT_ADAPTER], guidance), _kind(None, guidance)
     return grpo(
         small,
         MeteredField(student, model, STUDENT, kind=trained, without_gradients=ROLLOUT),
@@ -173,9 +173,9 @@ def _base(settings: TrainingSettings, model: ShapeModel) -> Base:
     return Base(settings.base, settings.compute, backbone, bank)
 
 
-def _kind(form: LoraForm | None, guidance_scale: float) -> Hashable:
+def _kind(lora: LoraSettings | None, guidance_scale: float) -> Hashable:
     """Returns all of a policy that decides what a row of it costs."""
-    return (form, guidance_scale != 1)
+    return (lora, guidance_scale != 1)
 
 
 def _short(sampling: SamplingSettings) -> SamplingSettings:
@@ -206,7 +206,7 @@ def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
         key=lambda each: (
             each.guidance_scale != 1,
             each.extrapolation != 1,
-            job.forms[each.name].rank,
+            job.loras[each.name].rank,
             each.name != anchor,
         ),
     )
@@ -220,7 +220,7 @@ def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) ->
     measured: dict[Hashable, float] = {}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
-        kind = (job.forms[each.name], each.guidance_scale != 1, each.extrapolation != 1)
+        kind = (job.loras[each.name], each.guidance_scale != 1, each.extrapolation != 1)
         if kind not in measured:
             task = each.tasks[0]
             alone = RoutedTeachers({each.name: routed.teachers[each.name]}, HardRouter({task: each.name}))

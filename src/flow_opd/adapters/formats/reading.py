@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_opd.adapters.files import read_safetensors
+from flow_opd.adapters.files import COMFYUI, DIFFUSERS, KOHYA, ONE_TRAINER, Pair, parse_keys, read_safetensors
 from flow_opd.adapters.formats.mmdit import dotted_diffusers, dotted_original, to_diffusers
 from flow_opd.adapters.formats.writing import METADATA_KEY
-from flow_opd.adapters.keys import COMFYUI, DIFFUSERS, KOHYA, ONE_TRAINER, Pair, parse_keys
-from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
+from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, Factors, LoraWeights
 from flow_opd.adapters.peft_config import PeftConfig
-from flow_opd.adapters.uniform import Factors, one_form
 from flow_opd.errors import AdapterError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -95,8 +93,7 @@ def _read_file(file: Path, alpha: float | None) -> LoraWeights:
             raise _contradiction(alpha or given, config.alpha, str(file))
         return LoraWeights.of({name: (pair.down, pair.up) for name, pair in pairs.items()}, config)
     parts = _scaled(pairs, alpha, str(file))
-    form = one_form(to_diffusers(parts) if prefix in (COMFYUI, KOHYA) else parts)
-    return LoraWeights(form.rank, form.alpha, form.factors, notes=form.notes)
+    return LoraWeights.uniform(to_diffusers(parts) if prefix in (COMFYUI, KOHYA) else parts)
 
 
 def _with_dots(prefix: str, pairs: Mapping[str, Pair], source: str) -> dict[str, Pair]:

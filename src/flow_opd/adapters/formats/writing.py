@@ -8,12 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from flow_opd.adapters.files import write_folder
+from flow_opd.adapters.files import DIFFUSERS, KOHYA, write_files
 from flow_opd.adapters.formats.mmdit import from_diffusers
-from flow_opd.adapters.keys import DIFFUSERS, KOHYA
-from flow_opd.adapters.lora import LoraWeights, pack_factors
+from flow_opd.adapters.lora import Factors, LoraWeights, pack_factors
 from flow_opd.adapters.peft_config import config_entries
-from flow_opd.adapters.uniform import Factors
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = "comfyui_lora.safetensors"
@@ -28,7 +26,7 @@ def write_diffusers(lora: LoraWeights, folder: Path | str) -> None:
     """
     config = {DIFFUSERS + key: value for key, value in config_entries(lora.settings).items()}
     header = {"format": "pt", METADATA_KEY: json.dumps(config, indent=2, sort_keys=True)}
-    write_folder(Path(folder), {DIFFUSERS_FILE: save(pack_factors(lora.factors, DIFFUSERS), metadata=header)})
+    write_files(Path(folder), {DIFFUSERS_FILE: save(pack_factors(lora.factors, DIFFUSERS), metadata=header)})
 
 
 def write_comfyui(lora: LoraWeights, folder: Path | str) -> None:
@@ -46,4 +44,4 @@ def write_comfyui(lora: LoraWeights, folder: Path | str) -> None:
         tensors[f"{key}.lora_down.weight"] = part.down.cpu().contiguous()
         tensors[f"{key}.lora_up.weight"] = part.up.cpu().contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(part.alpha)
-    write_folder(Path(folder), {COMFYUI_FILE: save(tensors, metadata={"format": "pt"})})
+    write_files(Path(folder), {COMFYUI_FILE: save(tensors, metadata={"format": "pt"})})
