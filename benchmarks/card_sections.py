@@ -21,7 +21,7 @@ from random_sd3 import RandomTexts, random_backbone, random_bank
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.machines import GIB

@@ -14,7 +14,7 @@ from rich.console import Console
 from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.method.policy import Policy
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.machines import GIB

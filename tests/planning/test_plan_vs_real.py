@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
-from flow_opd.config.plan import PlanSettings, TrainingSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.state_weights import TransitionWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.method.grpo import grpo
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walks import build_walks
+from flow_opd.planning.job import TrainingSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
 from flow_opd.processes import ALONE

@@ -16,29 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from flow_opd.config.stages import STAGES, of_stage, settings_of
 from flow_opd.console import user_errors
 
 if TYPE_CHECKING:
     from flow_opd.config.base import Settings
 
-SETTINGS = {
-    "miniature": "flow_opd.config.miniature:MiniatureSettings",
-    "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
-    "teacher": "flow_opd.config.teacher:TeacherSettings",
-    "merge": "flow_opd.config.merge:MergeSettings",
-    "sft": "flow_opd.config.sft:SFTSettings",
-    "distill": "flow_opd.config.distill:DistillSettings",
-    "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
-    "generate": "flow_opd.config.generate:GenerateSettings",
-    "demo": "flow_opd.config.demo:DemoSettings",
-    "report": "flow_opd.config.demo:ReportSettings",
-    "export": "flow_opd.config.release:ExportSettings",
-    "card": "flow_opd.config.release:CardSettings",
-    "publish": "flow_opd.config.release:PublishSettings",
-}
-"""Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
 MODULES = {"miniature": "miniature.build", "miniature_prompts": "miniature.prompts"}
-"""Stages whose module has another name."""
+"""Stages whose module in flow_opd.stages has another name."""
 MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
 GIVEN = "flow_opd.config"  # key of a command's notes
 PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
@@ -71,7 +56,7 @@ def _complete_keys(context: typer.Context, incomplete: str) -> list[tuple[str, s
 
     name = context.command.name or ""
     stage = MINIATURE_STAGES.get(name, name)
-    if stage not in SETTINGS:
+    if stage not in STAGES:
         return []
     return [
         (f"{key.key}=", key.help)
@@ -175,7 +160,7 @@ def add_stage(
 
     Args:
         app: that gets the command.
-        stage: of `SETTINGS`.
+        stage: of `config.stages.STAGES`.
         text: what the command does.
         example: of it.
         name: of the command, if it is not that of the stage.
@@ -200,20 +185,26 @@ def add_stage(
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
-    from flow_opd.config.file.reader import from_values, read
+    from flow_opd.config.file.document import Document, load_document
+    from flow_opd.config.file.overrides import override
+
+    document = (
+        load_document(config_file(source))
+        if isinstance(source, Path)
+        else Document("the command line", dict(source))
+    )
+    return of_stage(override(document, overrides), stage)
+
+
+def config_file(name: Path) -> Path:
+    """Returns the file that a CONFIG names; "asset:NAME" is one of the package.
+
+    Raises:
+        ConfigError: if there is no such asset.
+    """
     from flow_opd.config.locations import ASSET, locate
 
-    if isinstance(source, Path):
-        file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
-        return read(file, settings_of(stage), overrides)
-    return from_values(source, settings_of(stage), overrides)
-
-
-def settings_of(stage: str) -> type[Settings]:
-    """Returns the settings model of a stage."""
-    module, name = SETTINGS[stage].split(":")
-    model: type[Settings] = getattr(importlib.import_module(module), name)
-    return model
+    return locate(name, key="CONFIG") if str(name).startswith(ASSET) else name
 
 
 def _out_assignment(out: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import uncollected
+from flow_opd.cli.common import config_file, uncollected
 from flow_opd.console import user_errors
 
 
@@ -31,12 +31,10 @@ def plan(
     """
     with user_errors():
         from flow_opd.config.file.reader import from_values
-        from flow_opd.config.locations import ASSET, locate
-        from flow_opd.config.plan import PlanSettings
+        from flow_opd.config.options import PlanSettings
 
         with uncollected():
             from flow_opd.stages.plan import run
 
         assumed = from_values({"utilisation": utilisation, "processes": processes}, PlanSettings)
-        file = locate(config, key="CONFIG") if str(config).startswith(ASSET) else config
-        run(file, overrides or [], assumed, as_json=as_json)
+        run(config_file(config), overrides or [], assumed, as_json=as_json)

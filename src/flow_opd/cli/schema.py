@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import SETTINGS, settings_of
+from flow_opd.config.stages import STAGES, settings_of
 from flow_opd.console import user_errors
 
 
 def _complete_stages(incomplete: str) -> list[str]:
-    return [stage for stage in SETTINGS if stage.startswith(incomplete)]
+    return [stage for stage in STAGES if stage.startswith(incomplete)]
 
 
 def schema(
@@ -36,14 +36,14 @@ def schema(
         from flow_opd.errors import ConfigError, nearest
         from flow_opd.files import write_text
 
-        if stage is not None and stage not in SETTINGS:
+        if stage is not None and stage not in STAGES:
             raise ConfigError(
                 "no such stage",
                 value=stage,
-                allowed=", ".join(SETTINGS),
-                fix=f"{nearest(stage, SETTINGS).strip()} Name a stage, or none for all".strip(),
+                allowed=", ".join(STAGES),
+                fix=f"{nearest(stage, STAGES).strip()} Name a stage, or none for all".strip(),
             )
-        made = {name: json_schema(settings_of(name), name) for name in ([stage] if stage else SETTINGS)}
+        made = {name: json_schema(settings_of(name), name) for name in ([stage] if stage else STAGES)}
         if out is None:
             typer.echo(json.dumps(made[stage] if stage else made, indent=2))
             return

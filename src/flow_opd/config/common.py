@@ -16,6 +16,7 @@ from flow_opd.config.base import (
     PositiveInt,
     Problem,
     Settings,
+    StageSettings,
     refuse,
 )
 from flow_opd.config.kinds import Kind, load
@@ -227,7 +228,7 @@ class TrainingRunSettings(RunSettings):
     """Rounds of training: collect, then update."""
 
 
-class TrainingStage(Settings):
+class TrainingStage(StageSettings):
     """What every training of an adapter names beside its method."""
 
     run: TrainingRunSettings

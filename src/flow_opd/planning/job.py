@@ -18,11 +18,12 @@ from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.config.distill import AnchorSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
 from flow_opd.config.merge import MergeMethodSettings
-from flow_opd.config.plan import TrainingSettings
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.flow.schedule import make_schedule
 from flow_opd.method.rollouts import steps_with_density
+
+TrainingSettings = DistillSettings | TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import nn
 from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.backbones.loading import dtypes_of
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.plan import PlanSettings, TrainingSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import gpu_hours, update_flops
-from flow_opd.planning.job import Job, Work
+from flow_opd.planning.job import Job, TrainingSettings, Work
 from flow_opd.planning.machines import MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
 from flow_opd.planning.probe import Readings

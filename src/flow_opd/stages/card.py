@@ -15,8 +15,8 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import to_yaml
 from flow_opd.config.locations import hub_id, locate_model
+from flow_opd.config.options import CardSettings
 from flow_opd.config.recorded import recorded
-from flow_opd.config.release import CardSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import AdapterError, ConfigError

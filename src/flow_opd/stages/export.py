@@ -19,7 +19,7 @@ from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import hub_id
-from flow_opd.config.release import ExportSettings
+from flow_opd.config.options import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.files import atomic_folder
 from flow_opd.quiet import quiet_loading

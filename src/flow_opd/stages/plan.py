@@ -15,9 +15,12 @@ from torch import Tensor
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.document import load_document
+from flow_opd.config.file.overrides import override
 from flow_opd.config.objectives import PolicyGradientSettings
-from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.stages import of_stage
 from flow_opd.config.state_weights import TransitionWeightsSettings, VelocityWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
@@ -28,7 +31,7 @@ from flow_opd.method.routing import HardRouter, RoutedTeachers
 from flow_opd.method.walk import Walks
 from flow_opd.method.walks import build_walks, refuse_tiny_levels
 from flow_opd.planning.architectures import read_architecture
-from flow_opd.planning.job import Job, distill_job, teacher_job
+from flow_opd.planning.job import Job, TrainingSettings, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
 from flow_opd.planning.probe import (
     REFERENCE,
@@ -65,6 +68,17 @@ def run(path: Path, overrides: Sequence[str], assumed: PlanSettings, *, as_json:
         print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
     else:
         Console(highlight=False).print(plan_view(plan))
+
+
+def read_training(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
+    """Returns the settings of a distillation or of a Flow-GRPO teacher, whichever the file says it holds.
+
+    Raises:
+        ConfigError: if it is neither, or something in it is wrong.
+    """
+    found = of_stage(override(load_document(path), overrides), "distill", "teacher")
+    assert isinstance(found, TrainingSettings)
+    return found
 
 
 def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:

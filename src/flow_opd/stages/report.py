@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flow_opd.config.demo import ReportSettings
+from flow_opd.config.options import ReportSettings
 from flow_opd.files import write_text
 from flow_opd.reports.html import render_report, write_report
 from flow_opd.reports.run import load_run
