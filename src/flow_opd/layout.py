@@ -14,5 +14,4 @@ RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
 PICTURES = "images"  # folder of the pictures that a report shows
 GRID = "grid.png"
-REPORT = "report.html"
 CARD = "README.md"  # the model card

@@ -17,9 +17,9 @@ from flow_opd.backbones.flux import FluxBackbone, pack, token_positions, unpack
 from flow_opd.config.common import BaseModelSettings, LoraSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
+from oracles import ode_schedule
 from tiny import PROMPTS, fill, gradients
 from tiny_pipelines import TinyOn, tiny_flux
 

@@ -17,10 +17,10 @@ from flow_opd.config.file.reader import from_values
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
-from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.runs.cells import Cells
 from flow_opd.runs.identity import prompts_digest
 from flow_opd.runs.prompts import prompts_of
+from oracles import read_prompts
 
 GENEVAL_LINE = {
     "tag": "two_object",

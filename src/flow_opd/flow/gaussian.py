@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from flow_opd.flow.dynamics import diffusion
 from flow_opd.types import StepDistribution
 
 
@@ -42,14 +41,3 @@ def transition_kl(student: StepDistribution, target: StepDistribution) -> Tensor
     gap = (student.mean - target.mean).flatten(1).pow(2).sum(1)
     variance = student.std.flatten().pow(2)
     return gap / (2 * torch.where(variance > 0, variance, torch.ones_like(variance)))
-
-
-def sde_kl_weight(sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Tensor:
-    """Returns w(sigma) with transition_kl = w |v_student - v_target|^2 for the Flow-GRPO SDE, [M].
-
-        w = (-dsigma) / 2 (g (1 - sigma) / (2 sigma) + 1 / g)^2
-
-    Source: Flow-OPD, arXiv 2605.08063.
-    """
-    g = diffusion(sigma, sigma_next, noise_level)
-    return (sigma - sigma_next) / 2 * (g * (1 - sigma) / (2 * sigma) + 1 / g) ** 2

@@ -11,11 +11,6 @@ def target_velocity(x0: Tensor, noise: Tensor) -> Tensor:
     return noise - x0
 
 
-def predicted_x0(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """Returns x0_hat = x_sigma - sigma v, [M, C, H, W], for sigma [M]."""
-    return latents - sigma.view(-1, 1, 1, 1) * velocity
-
-
 def shifted_uniform_sigmas(count: int, *, shift: float, generator: Generator) -> Tensor:
     """Returns `count` noise levels in [0, 1), uniform and then moved towards 1 by the shift.
 

@@ -34,11 +34,6 @@ def make_schedule(sigmas: Tensor, *, noise_level: float, stochastic_steps: tuple
     return Schedule(sigmas.float(), noise_levels)
 
 
-def ode_schedule(sigmas: Tensor) -> Schedule:
-    """Returns the grid without noise, on which every dynamics is the ODE."""
-    return make_schedule(sigmas, noise_level=0.0, stochastic_steps=(0, 0))
-
-
 def without_noise(schedule: Schedule, steps: Collection[int]) -> Schedule:
     """Returns the schedule with `steps` made deterministic."""
     quiet = torch.tensor([step in steps for step in range(len(schedule))])
