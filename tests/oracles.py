@@ -1,4 +1,4 @@
-"""What tests compare with or start from: formulas of papers, and short ways that the package has no need of."""
+"""What tests compare with or start from: formulas of papers, and short ways that the package does not need."""
 
 from __future__ import annotations
 
