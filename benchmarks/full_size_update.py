@@ -24,7 +24,7 @@ from torch import Tensor
 from flow_opd.backbones.loading import DTYPES
 from flow_opd.config.common import BaseModelSettings, LoraSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.config.sampling import DynamicsSettings
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies, direct_opd
 from flow_opd.method.policy import Policy

@@ -1,4 +1,4 @@
-"""What tests compare with or start from: formulas of papers, and short ways that the package does not need."""
+"""What tests compare with or start from: formulas of papers, short ways that the package does not need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flow_opd.flow.dynamics import diffusion
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.prompts.jsonl import read_lines
 from flow_opd.types import Prompt, Schedule
 

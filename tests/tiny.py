@@ -23,8 +23,7 @@ from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import CheckpointSettings, EMASettings, LoraSettings, OptimizerSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
-from flow_opd.flow.path import shifted_uniform_sigmas
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule, shifted_uniform_sigmas
 from flow_opd.method.corrections import sampled_log_ratio
 from flow_opd.method.groups import GroupSampling
 from flow_opd.method.grpo import flow_grpo

@@ -9,7 +9,7 @@ import pytest
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.file.describe import describe
+from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.merge import MergeMethodSettings, MergeSettings
 from flow_opd.config.objectives import ObjectiveSettings

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from flow_opd.flow.dynamics import diffusion, ode_step, sde_step
-from flow_opd.flow.gaussian import log_prob_mean, transition_kl
+from flow_opd.flow.dynamics import diffusion, log_prob_mean, ode_step, sde_step, transition_kl
 from flow_opd.types import StepDistribution
 from oracles import sde_kl_weight
 

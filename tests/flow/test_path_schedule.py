@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flow_opd.flow.guidance import guided
-from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas, target_velocity
-from flow_opd.flow.schedule import make_schedule, without_noise
+from flow_opd.flow.path import (
+    guided,
+    logit_normal_sigmas,
+    make_schedule,
+    shifted_uniform_sigmas,
+    target_velocity,
+    without_noise,
+)
 from oracles import ode_schedule
 
 

@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from flow_opd.flow.dynamics import sde_step
-from flow_opd.flow.gaussian import log_prob_mean, transition_kl
+from flow_opd.flow.dynamics import log_prob_mean, sde_step, transition_kl
 from flow_opd.method.objectives import (
     ClippedPolicyGradient,
     Target,

@@ -12,7 +12,7 @@ from errors import ANY, assert_refused
 from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.file.describe import describe
+from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
 from flow_opd.errors import DataError

@@ -22,6 +22,7 @@ ONE_TRAINER = "lora_transformer_"  # OneTrainer: the module of diffusers with _ 
 COMFYUI = "diffusion_model."  # ComfyUI's own: the module of the original checkpoint
 KOHYA = "lora_unet_"  # kohya's scripts, ComfyUI: the module of the original checkpoint with _ for each dot
 PREFIXES = (PEFT, DIFFUSERS, ONE_TRAINER, COMFYUI, KOHYA)
+METADATA_KEY = "lora_adapter_metadata"  # in the header of a diffusers file: the config of PEFT as JSON
 
 _KEY = re.compile(r"(?P<module>.+)\.(?:lora_(?P<side>A|B|down|up)\.weight|alpha)")
 _SIDES = {"A": "down", "down": "down", "B": "up", "up": "up", None: "alpha"}

@@ -20,7 +20,7 @@ from flow_opd.config.locations import ASSET, locate
 from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.rollouts import steps_with_density
 
 TrainingSettings = DistillSettings | TeacherSettings

@@ -6,8 +6,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from flow_opd.adapters.formats.hub import adapter_folder
-from flow_opd.adapters.formats.reading import adapter_files, read_adapter
+from flow_opd.adapters.formats.reading import adapter_files, adapter_folder, read_adapter
 from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings

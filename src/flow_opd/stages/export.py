@@ -11,8 +11,15 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats.verification import by_comfyui, by_diffusers, by_peft, fuse
-from flow_opd.adapters.formats.writing import COMFYUI_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.formats.writing import (
+    COMFYUI_FILE,
+    by_comfyui,
+    by_diffusers,
+    by_peft,
+    fuse,
+    write_comfyui,
+    write_diffusers,
+)
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import load_backbone

@@ -15,8 +15,7 @@ from torch import Tensor
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.file.document import load_document
-from flow_opd.config.file.overrides import override
+from flow_opd.config.file.reader import read_document
 from flow_opd.config.objectives import PolicyGradientSettings
 from flow_opd.config.options import PlanSettings
 from flow_opd.config.sampling import SamplingSettings
@@ -76,7 +75,7 @@ def read_training(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings
     Raises:
         ConfigError: if it is neither, or something in it is wrong.
     """
-    found = of_stage(override(load_document(path), overrides), "distill", "teacher")
+    found = of_stage(read_document(path, overrides), "distill", "teacher")
     assert isinstance(found, TrainingSettings)
     return found
 
