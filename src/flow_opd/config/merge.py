@@ -246,10 +246,6 @@ class ColdStartSettings(Settings):
             refuse([Problem(("merge",), what, "weighted", allowed, fix)])
         return self
 
-    def named(self) -> tuple[Name, ...]:
-        """Returns the adapters that are named here, whatever is made of them."""
-        return self.adapters or (() if self.adapter is None else (self.adapter,))
-
 
 def lora_problems(lora: LoraSettings | None, start: ColdStartSettings | None) -> list[Problem]:
     """Returns what is wrong with LoRA settings for a fresh adapter where a cold start brings an adapter."""
