@@ -18,6 +18,7 @@ from flow_opd.config.common import ComputeSettings, TrainingComputeSettings
 from flow_opd.errors import ConfigError, nearest
 from flow_opd.quiet import quiet_loading
 
+LAST = "proj_out"  # the projection that makes velocities, in every transformer of diffusers
 COMPILER = "inductor"  # of torch.compile
 COMPILED_VARIANTS = 256  # of a block: one per adapter, kind of block and shape, with and without gradients
 
@@ -80,9 +81,6 @@ def _compile_blocks(transformer: nn.Module) -> None:
     for module in transformer.modules():
         if type(module).__name__ in kinds:
             module.compile(backend=COMPILER)
-
-
-LAST = "proj_out"  # the projection that makes velocities, in every transformer of diffusers
 
 
 def keep_float32_between_blocks(transformer: Any, embedders: Sequence[str]) -> None:

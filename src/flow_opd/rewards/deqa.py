@@ -21,8 +21,6 @@ from flow_opd.types import Prompt, RewardScores
 
 LEVELS = 5  # bad, poor, fair, good, excellent
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 BLOCK = 8  # pixels, side of a JPEG block
 # RGB to luma and two chromas, ITU-R BT.601 as in JPEG.
 LUMA_CHROMA = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))

@@ -22,6 +22,24 @@ from flow_opd.rewards.loading import processor_config, readable, whole_model
 
 MOST_PAIRS = 100  # pairs of query and class that are looked at in a picture; mmdetection's max_per_image
 
+LONGEST = 1333 / 800  # the longest side where GenEval's shorter side is 800
+# Weights that only the loss reads, or nothing; files of older releases of transformers lack the second.
+UNREAD = ("criterion.", ".encoder.swin.layernorm.")
+
+# GenEval's names for what models call otherwise. Three are its own, as COCO's are ambiguous; six are COCO's,
+# for which label files have old spellings.
+NAMES = {
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
+
 Size = tuple[int, int]  # height, width
 
 
@@ -78,25 +96,6 @@ def find_instances(
         )
     ]
     return sorted((one for one in found if one.score > floor), key=lambda one: -one.score)
-
-
-LONGEST = 1333 / 800  # the longest side where GenEval's shorter side is 800
-# Weights that only the loss reads, or nothing; files of older releases of transformers lack the second.
-UNREAD = ("criterion.", ".encoder.swin.layernorm.")
-
-# GenEval's names for what models call otherwise. Three are its own, as COCO's are ambiguous; six are COCO's,
-# for which label files have old spellings.
-NAMES = {
-    "mouse": "computer mouse",
-    "remote": "tv remote",
-    "keyboard": "computer keyboard",
-    "aeroplane": "airplane",
-    "motorbike": "motorcycle",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-}
 
 
 @dataclass(frozen=True)
