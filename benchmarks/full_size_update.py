@@ -130,6 +130,9 @@ class Recorder:
         """Keeps the metrics."""
         self.lines.append(dict(metrics))
 
+    def on_resume(self, step: int) -> None:
+        """Has nothing to do."""
+
     def on_end(self) -> None:
         """Has nothing to do."""
 

@@ -65,7 +65,7 @@ RESULTS = {
     "flow_opd.reports.grid:png_bytes": "pictures of the grid saved",
     "flow_opd.evaluation.table:build_results": "means and intervals",
     "flow_opd.stages.evaluate:_pictures": "pictures of the grid drawn",
-    "flow_opd.stages.evaluate:finish": "tables and report",
+    "flow_opd.stages.evaluate:_write_results": "tables and report",
 }
 WHOLE = frozenset({*LOADING.values(), *RESULTS.values()})
 """Parts that keep what is done inside them."""

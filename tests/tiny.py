@@ -369,6 +369,9 @@ class Recorder:
     def on_update(self, step: int, metrics: Mapping[str, float]) -> None:
         self.lines.append({"step": step, **metrics})
 
+    def on_resume(self, step: int) -> None:
+        self.lines = [line for line in self.lines if line["step"] <= step]
+
     def on_end(self) -> None:
         self.ended += 1
 

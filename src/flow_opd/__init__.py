@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from flow_opd.runs.teachers import Teacher as Teacher
     from flow_opd.runs.training import Training as Training
     from flow_opd.stages.distill import distill as distill
+    from flow_opd.stages.evaluate import evaluate as evaluate
     from flow_opd.stages.generate import generate as generate
-    from flow_opd.stages.scores import evaluate as evaluate
     from flow_opd.stages.sft import sft as sft
     from flow_opd.stages.teacher import grpo as grpo
     from flow_opd.types import Prompt as Prompt
@@ -63,7 +63,7 @@ _HOMES = {
     "Training": "runs.training",
     "TrainingReward": "rewards.table",
     "distill": "stages.distill",
-    "evaluate": "stages.scores",
+    "evaluate": "stages.evaluate",
     "generate": "stages.generate",
     "grpo": "stages.teacher",
     "load_adapter": "runs.adapters",

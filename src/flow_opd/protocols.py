@@ -166,6 +166,10 @@ class Callback(Protocol):
         """Called after each optimizer step."""
         ...
 
+    def on_resume(self, step: int) -> None:
+        """Called when the training has gone back to a checkpoint of `step` steps."""
+        ...
+
     def on_end(self) -> None:
         """Called once when the training has finished."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ def silence_imports() -> None:
     """Silences what libraries say while they are imported; to be called before."""
     # transformers greets every import without torchvision with hints about image processors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # tqdm misses the widgets of notebooks, which our own progress does without.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     # peft imports bitsandbytes where it is installed, which then misses kernels that nobody needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

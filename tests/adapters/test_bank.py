@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import CheckpointError
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
@@ -107,7 +108,7 @@ def test_using_nests_and_restores_after_errors(bank: AdapterBank, backbone: Any,
         with pytest.raises(KeyError), bank.using(None):
             raise KeyError
         assert torch.equal(velocity(backbone, inputs), teacher)
-        with pytest.raises(AdapterError, match="Did you mean 'student'"), bank.using("studnet"):
+        with refused(AdapterError, value="studnet", names=["student"]), bank.using("studnet"):
             pass
         assert bank.active == "teacher"
     assert bank.active == "student"
@@ -224,7 +225,7 @@ def test_load_state_is_strict_and_changes_nothing_on_error(bank: AdapterBank, da
         state["other.lora_A.weight"] = torch.zeros(1)
     else:
         state[key] = state[key][:1]
-    with pytest.raises(AdapterError, match="state does not fit"):
+    with refused(AdapterError, names=["other" if damage == "extra" else key]):
         bank.load_state("student", state)
     assert all(torch.equal(value, bank.state("student")[name]) for name, value in before.items())
 
@@ -255,7 +256,7 @@ def test_lora_stays_float32_under_a_bfloat16_base(backbone: Any, inputs: Any, fi
 
 @pytest.mark.parametrize("name", ["student", "", "a.b", "a/b"])
 def test_names_that_are_taken_or_unfit(bank: AdapterBank, name: str) -> None:
-    with pytest.raises(AdapterError, match="name that is taken or unfit"):
+    with refused(AdapterError, value=name):
         bank.add(name, LoraSettings(rank=2, alpha=2.0), 0)
 
 
@@ -274,13 +275,13 @@ def test_names_that_clash_inside_peft_work(bank: AdapterBank, backbone: Any, inp
 @pytest.mark.parametrize("target", ["attn.to_z", "norm_out", "attn.to_out"])
 def test_targets_that_this_base_cannot_adapt(backbone: Any, target: str) -> None:
     bank = AdapterBank(backbone)
-    with pytest.raises(AdapterError, match="cannot adapt"):
+    with refused(AdapterError, names=[target]):
         bank.add("new", LoraSettings(rank=2, alpha=2.0, target_modules=("attn.to_q", target)), 0)
     assert bank.names == ()
 
 
 def test_second_bank_on_one_backbone_is_refused(bank: AdapterBank, backbone: Any) -> None:
-    with pytest.raises(AdapterError, match="has adapters already"):
+    with refused(AdapterError, value="PeftModel"):
         AdapterBank(backbone)
 
 
@@ -295,7 +296,7 @@ def test_rows_use_the_adapters_of_their_parts(tiny: Tiny) -> None:
                 alone = tiny.backbone.velocity(here[0][[row]], here[1][[row]], inputs.rows([row]))
             torch.testing.assert_close(found[[row]], alone, rtol=1e-4, atol=1e-5)
     assert tiny.bank.active == "student"
-    with pytest.raises(AdapterError, match="Did you mean 'anchor'"), tiny.bank.using_rows([("anchr", 4)]):
+    with refused(AdapterError, value="anchr", names=["anchor"]), tiny.bank.using_rows([("anchr", 4)]):
         pass
 
 
@@ -344,5 +345,5 @@ def test_adapters_come_and_go(tiny: Tiny) -> None:
     bank.put("first", tiny.bank.weights("teacher-shapes"))
     bank.train("first")
     assert [key for key, value in bank.parameters("third").items() if value.requires_grad] == []
-    with pytest.raises(AdapterError, match="unknown adapter: 'second'"):
+    with refused(AdapterError, value="second"):
         bank.remove("second")

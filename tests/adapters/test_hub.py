@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.formats import reading as hub
 from flow_opd.adapters.formats.reading import adapter_folder
@@ -54,29 +55,27 @@ def test_a_downloaded_repository_needs_no_network(cache: Path, name: str) -> Non
 def test_the_environment_may_forbid_the_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert adapter_folder("owner/teacher", key="adapter") == cache
-    with pytest.raises(AdapterError, match=r"HF_HUB_OFFLINE forbids.*'owner/unknown'"):
+    with refused(AdapterError, value="owner/unknown", names=["HF_HUB_OFFLINE"]):
         adapter_folder("owner/unknown", key="adapter")
 
 
 @pytest.mark.parametrize("name", ["owner/unknown", "owner/teacher@other"])
 def test_not_downloaded_and_offline(cache: Path, name: str) -> None:
-    with pytest.raises(
-        AdapterError, match=rf"the adapter in 'rows.a' .*base.offline forbids.*: '{name}'.*hf download"
-    ):
+    with refused(AdapterError, value=name, names=["'rows.a'", "base.offline", "hf download"]):
         adapter_folder(name, key="rows.a", offline=True)
 
 
 def test_paths_come_first(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "owner" / "teacher").mkdir(parents=True)
     assert adapter_folder("owner/teacher", key="adapter", offline=True) == Path("owner/teacher")
-    with pytest.raises(ConfigError, match="does not exist"):
+    with refused(ConfigError, value="runs/demo/adapter"):
         adapter_folder("runs/demo/adapter", key="adapter", offline=True)
 
 
 def test_a_repository_without_safetensors(cache: Path) -> None:
     (cache / WEIGHTS_FILE).unlink()
     (cache / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match=r"cannot be used as an adapter.*'owner/teacher'"):
+    with refused(AdapterError, names=["owner/teacher"]):
         adapter_folder("owner/teacher", key="adapter", offline=True)
 
 

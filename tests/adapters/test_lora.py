@@ -78,16 +78,16 @@ def test_folder_is_deterministic_and_keeps_other_files(bank: AdapterBank, saved:
 
 def test_unwritable_folder(bank: AdapterBank, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(AdapterError, match="cannot write"):
+    with refused(AdapterError, names=["adapter"]):
         bank.weights("student").write(tmp_path / "file" / "adapter")
-    with pytest.raises(AdapterError, match="cannot write"):
+    with refused(AdapterError, names=["file"]):
         bank.weights("student").write(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_adapter_of_a_wider_base(wide_backbone: Any, saved: Path) -> None:
     wide = AdapterBank(wide_backbone)
-    with pytest.raises(AdapterError, match="another base: its width differs"):
+    with refused(AdapterError, value=[32, 32]):
         wide.put("student", read_adapter(saved))
     assert wide.names == ()
 
@@ -96,14 +96,14 @@ def test_adapter_of_a_deeper_base(bank: AdapterBank, saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     deeper = {key.replace("blocks.1.", "blocks.7."): value.clone() for key, value in tensors.items()}
     save_file(tensors | deeper, saved / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=r"not in this base.*transformer_blocks\.7"):
+    with refused(AdapterError, names=["transformer_blocks.7"]):
         bank.put("deeper", read_adapter(saved))
 
 
 def test_a_module_is_missing(bank: AdapterBank, saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     save_file({k: v for k, v in tensors.items() if "blocks.1.attn.to_q." not in k}, saved / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=r"'missing': \['transformer_blocks.1.attn.to_q'\]"):
+    with refused(AdapterError, value={"missing": ["transformer_blocks.1.attn.to_q"], "not in this base": []}):
         bank.put("partial", read_adapter(saved))
 
 
@@ -111,33 +111,33 @@ def test_one_factor_is_missing(saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     tensors.pop("base_model.model.transformer_blocks.1.attn.to_q.lora_B.weight")
     save_file(tensors, saved / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=r"modules without A or B.*attn\.to_q"):
+    with refused(AdapterError, names=["attn.to_q"]):
         LoraWeights.read(saved)
 
 
 def test_unknown_key(saved: Path) -> None:
     save_file(load_file(saved / WEIGHTS_FILE) | {"transformer.x": torch.zeros(1)}, saved / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=r"unknown keys.*transformer\.x"):
+    with refused(AdapterError, names=["transformer.x"]):
         LoraWeights.read(saved)
 
 
 def test_other_rank_than_the_config_says(saved: Path) -> None:
     edit_config(saved, r=8)
-    with pytest.raises(AdapterError, match="do not have the rank of their config"):
+    with refused(AdapterError, value="A [4, 32], B [32, 4]"):
         LoraWeights.read(saved)
 
 
 @pytest.mark.parametrize("shapes", [((3, 8), (8, 4)), ((4, 8), (8, 3)), ((4,), (8, 4))])
 def test_one_factor_of_another_rank(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     down, up = shapes
-    with pytest.raises(AdapterError, match="do not have the rank"):
+    with refused(AdapterError, names=[str(list(down)), str(list(up))]):
         LoraWeights(4, 8.0, {"to_q": (torch.zeros(down), torch.zeros(up))})
 
 
 @pytest.mark.parametrize("targets", [["attn.to_q"], [*ATTENTION_PROJECTIONS, "ff.net.2"]])
 def test_targets_and_weights_differ(saved: Path, targets: list[str]) -> None:
     edit_config(saved, target_modules=targets)
-    with pytest.raises(AdapterError, match="weights and target_modules differ"):
+    with refused(AdapterError, names=["target_modules"]):
         LoraWeights.read(saved)
 
 
@@ -145,14 +145,14 @@ def test_targets_and_weights_differ(saved: Path, targets: list[str]) -> None:
 def test_truncated_weights(saved: Path, length: int) -> None:
     content = (saved / WEIGHTS_FILE).read_bytes()
     (saved / WEIGHTS_FILE).write_bytes(content[:length])
-    with pytest.raises(AdapterError, match="damaged safetensors"):
+    with refused(AdapterError, names=[WEIGHTS_FILE]):
         LoraWeights.read(saved)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
 def test_missing_file(bank: AdapterBank, saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(AdapterError, match=f"No such file.*{name}"):
+    with refused(AdapterError, names=[name]):
         bank.put("new", read_adapter(saved))
 
 
@@ -160,7 +160,7 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, saved / WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match="not finite"):
+    with refused(AdapterError, value="transformer_blocks.0.attn.add_k_proj"):
         LoraWeights.read(saved)
 
 
@@ -178,7 +178,7 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
 )
 def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
-    with pytest.raises(AdapterError, match="not the config of a LoRA"):
+    with refused(AdapterError, names=["peft_type" if "peft_type" in changes else next(iter(changes))]):
         LoraWeights.read(saved)
 
 
@@ -195,7 +195,7 @@ def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
 )
 def test_options_that_change_the_meaning_are_refused(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
-    with pytest.raises(AdapterError, match="options that are not supported"):
+    with refused(AdapterError, value=changes):
         LoraWeights.read(saved)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import flow_opd
+from errors import ANY, refused
 from flow_opd.adapters import merging
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
@@ -149,7 +150,7 @@ def test_factor_average_is_not_the_mean(count: int, expected: float) -> None:
 def test_factor_average_is_right_for_equal_adapters_only() -> None:
     one = make(0)
     assert_deltas(merge([one, one], method="factor-average")[0], deltas([one]))
-    with pytest.raises(AdapterError, match="different ranks"):
+    with refused(AdapterError, value=[2, 3]):
         merge([make(0, rank=2), make(1, rank=3)], method="factor-average")
 
 
@@ -220,7 +221,7 @@ def test_ties_by_hand() -> None:
     ]
     merged, _ = merge(several, method="ties", rank=2, options={"density": 0.5})
     torch.testing.assert_close(merged.delta("m"), torch.tensor([[3.0, 5.0], [-5.0, -6.0]]))
-    with pytest.raises(AdapterError, match="TIES"):
+    with refused(AdapterError, value=[1.0, 1.0, -1.0]):
         merge(several, [1.0, 1.0, -1.0], "ties", rank=2)
 
 
@@ -269,18 +270,18 @@ def test_thin_svd_never_needs_the_wide_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "value", "name"),
     [
-        ({"loras": []}, "nothing to merge"),
-        ({"method": "mean", "weights": [0.5, 0.5]}, "weights for merge method"),
-        ({"method": "weighted"}, "without weights"),
-        ({"method": "svd", "rank": 2, "weights": [1.0]}, "merge weights"),
-        ({"method": "svd", "rank": 2, "weights": [0.0, 0.0]}, "merge weights"),
-        ({"method": "svd", "rank": 2, "weights": [float("nan"), 1.0]}, "merge weights"),
+        ({"loras": []}, ANY, "merge"),
+        ({"method": "mean", "weights": [0.5, 0.5]}, [0.5, 0.5], "'mean'"),
+        ({"method": "weighted"}, ANY, "weights"),
+        ({"method": "svd", "rank": 2, "weights": [1.0]}, [1.0], "weights"),
+        ({"method": "svd", "rank": 2, "weights": [0.0, 0.0]}, [0.0, 0.0], "weights"),
+        ({"method": "svd", "rank": 2, "weights": [float("nan"), 1.0]}, [float("nan"), 1.0], "weights"),
     ],
 )
-def test_what_a_merge_refuses(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(AdapterError, match=message):
+def test_what_a_merge_refuses(arguments: dict[str, Any], value: object, name: str) -> None:
+    with refused(AdapterError, value=value, names=[name]):
         merge(**({"loras": [make(0), make(1)]} | arguments))
 
 
@@ -293,12 +294,12 @@ def test_what_a_merge_refuses(arguments: dict[str, Any], message: str) -> None:
     ],
 )
 def test_settings_that_do_not_fit_the_method(arguments: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key}.*Allowed.*To fix"):
+    with refused(ConfigError, names=[key]):
         flow_opd.merge([make(0), make(1)], **arguments)
 
 
 def test_an_alpha_that_is_none() -> None:
-    with pytest.raises(AdapterError, match=r"alpha.*Allowed.*To fix"):
+    with refused(AdapterError, value=0.0, names=["alpha"]):
         flow_opd.merge([make(0), make(1)], alpha=0.0)
 
 
@@ -322,12 +323,12 @@ def test_a_function_of_ones_own_merges() -> None:
     ],
 )
 def test_what_a_function_may_not_return(made: Callable[..., Tensor], rank: int | None) -> None:
-    with pytest.raises(AdapterError, match=r"Allowed.*To fix"):
+    with refused(AdapterError):
         flow_opd.merge([make(0), make(1)], method=lambda parts, *_: made(parts), rank=rank)
 
 
 def test_unknown_method_and_options() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'ties'"):
+    with refused(ConfigError, names=["'tie'", "'ties'"]):
         flow_opd.merge([make(0)], method="tie")
     with pytest.raises(ValidationError, match="density"):
         MergeMethodSettings.of("ties", {"rank": 2, "density": 0.0})
@@ -338,7 +339,7 @@ def test_unknown_method_and_options() -> None:
 def test_different_shapes_are_refused() -> None:
     one, two = make(0), make(1)
     swapped = LoraWeights(two.rank, two.alpha, {m: (b.T, a.T) for m, (a, b) in two.factors.items()})
-    with pytest.raises(AdapterError, match=r"LoRA number 2 has another shape of block\.0\.to_q"):
+    with refused(AdapterError, value=(10, 12), names=["block.0.to_q"]):
         merge([one, swapped], method="mean")
 
 

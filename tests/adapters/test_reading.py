@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_formats import assert_same
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.formats.reading import adapter_files, read_adapter, weights_file
 from flow_opd.adapters.formats.writing import DIFFUSERS_FILE, METADATA_KEY, write_comfyui, write_diffusers
@@ -202,7 +203,7 @@ def test_a_kohya_file_with_one_down_for_the_three(student: LoraWeights, tmp_path
 def test_a_file_without_alpha_needs_one(student: LoraWeights, bank: AdapterBank, tmp_path: Path) -> None:
     write_diffusers(student, tmp_path)
     rename(tmp_path / DIFFUSERS_FILE, "", "")
-    with pytest.raises(AdapterError, match="its alpha is unknown"):
+    with refused(AdapterError, names=["pytorch_lora_weights.safetensors"]):
         read_adapter(tmp_path)
     lora = read_adapter(tmp_path, alpha=8.0)
     assert_same(lora, student)
@@ -216,14 +217,14 @@ def test_a_file_with_alpha_for_some_modules(student: LoraWeights, tmp_path: Path
     tensors.pop("lora_unet_joint_blocks_0_x_block_attn_proj.alpha")
     save_file(tensors, file)
     for alpha in (None, 8.0):
-        with pytest.raises(AdapterError, match="its alpha is unknown"):
+        with refused(AdapterError, names=["comfyui_lora.safetensors"]):
             read_adapter(file, alpha=alpha)
 
 
 def test_alpha_that_contradicts_the_file(student: LoraWeights, peft_folder: Path, tmp_path: Path) -> None:
     write_diffusers(student, tmp_path / "diffusers")
     for path in (peft_folder, tmp_path / "diffusers"):
-        with pytest.raises(AdapterError, match="contradicts"):
+        with refused(AdapterError, value=4.0):
             read_adapter(path, alpha=4.0)
         assert read_adapter(path, alpha=8.0).alpha == 8.0
 
@@ -232,7 +233,7 @@ def test_metadata_that_cannot_be_read(student: LoraWeights, tmp_path: Path) -> N
     write_diffusers(student, tmp_path)
     for metadata in ("{", "[]", '{"unet.r": 4}'):
         rename(tmp_path / DIFFUSERS_FILE, "", "", metadata={METADATA_KEY: metadata})
-        with pytest.raises(AdapterError, match="not the config of a LoRA"):
+        with refused(AdapterError, value={"r": None, "lora_alpha": None, "target_modules": None}):
             read_adapter(tmp_path)
 
 
@@ -240,7 +241,7 @@ def test_rank_of_the_metadata(student: LoraWeights, tmp_path: Path) -> None:
     write_diffusers(student, tmp_path)
     config = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.target_modules": ["to_q"]}
     rename(tmp_path / DIFFUSERS_FILE, "", "", metadata={METADATA_KEY: json.dumps(config)})
-    with pytest.raises(AdapterError, match="do not have the rank of their config"):
+    with refused(AdapterError, value="A [4, 32], B [32, 4]"):
         read_adapter(tmp_path)
 
 
@@ -303,7 +304,7 @@ def test_folders_without_one_adapter(files: list[str], message: str, tmp_path: P
 
 def test_a_file_of_torch_is_never_opened(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "adapter.bin")
-    with pytest.raises(AdapterError, match=r"torch\.save wrote.*adapter\.bin.*save it again as safetensors"):
+    with refused(AdapterError, names=["torch.save", "adapter.bin", "adapter.bin"]):
         read_adapter(tmp_path / "adapter.bin")
 
 
@@ -326,10 +327,10 @@ def test_alpha_keys_that_contradict_or_have_no_place(
         if fine:
             assert_same(read_adapter(file), student)
         else:
-            with pytest.raises(AdapterError, match="contradicts"):
+            with refused(AdapterError, value={4.0}):
                 read_adapter(file)
     key = "base_model.model.transformer_blocks.0.attn.to_q.alpha"
     weights = peft_folder / WEIGHTS_FILE
     save_file(load_file(weights) | {key: torch.tensor(4.0)}, weights)
-    with pytest.raises(AdapterError, match=r"unknown keys.*to_q\.alpha"):
+    with refused(AdapterError, names=["to_q.alpha"]):
         read_adapter(peft_folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from errors import ANY, assert_refused
 from flow_opd import errors
 
 FAMILIES = {
@@ -34,3 +35,23 @@ def test_a_message_that_is_made_already_stays() -> None:
 
 def test_all_kinds_are_tried() -> None:
     assert set(FAMILIES) == set(errors.FlowOPDError.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("message", "value", "names"),
+    [
+        ("rank: 0. Allowed: 1 and above", 0, []),
+        ("rank. Allowed: 1 and above. To fix: raise it.", ANY, []),
+        ("rank: 0. Allowed: . To fix: raise it.", ANY, []),
+        ("rank: 0. Allowed: 1 and above. To fix: raise it.", 1, []),
+        ("rank: 0. Allowed: 1 and above. To fix: raise it.", 0, ["lora.rank"]),
+    ],
+)
+def test_what_the_tests_of_messages_would_not_let_pass(message: str, value: object, names: list[str]) -> None:
+    with pytest.raises(AssertionError):
+        assert_refused(message, value=value, names=names)
+
+
+def test_each_line_of_several_mistakes_has_four_parts() -> None:
+    line = errors.explain("rank", value=0, allowed="1 and above", fix="raise it")
+    assert_refused(f"2 problems:\n{line}\n{line.replace('0', '7')}", value=7, names=["raise it"])

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import flow_opd
+from flow_opd import layout
 
 SOURCE = Path(flow_opd.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -71,6 +74,18 @@ def test_options_are_never_swallowed() -> None:
     assert not swallowing
 
 
+def test_the_files_of_a_run_folder_are_named_in_one_place() -> None:
+    names = {value for value in vars(layout).values() if isinstance(value, str) and Path(value).suffix}
+    assert {layout.RESULTS, layout.CONFIG} <= names
+    again = [
+        f"{file}:{node.lineno}: {node.value}"
+        for file, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names and file.name != "layout.py"
+    ]
+    assert not again
+
+
 def test_the_command_line_starts_without_heavy_imports() -> None:
     code = (
         "import sys, flow_opd.cli\n"
@@ -82,10 +97,12 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 
 
 def test_reports_need_no_torch() -> None:
-    code = "import sys, flow_opd.reports.html, flow_opd.reports.tables; sys.exit('torch' in sys.modules)"
+    modules = ", ".join(f"flow_opd.reports.{name}" for name in ("html", "tables", "card"))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_stages_that_load_no_model_do_not_wait_for_the_libraries_of_models() -> None:
     stages = ("merge", "card", "publish", "report", "prompts")
     code = (

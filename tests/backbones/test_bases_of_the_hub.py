@@ -107,25 +107,24 @@ def test_a_hub_id_is_downloaded_once_and_without_t5_where_nobody_wants_it(sessio
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
-        ("never downloaded", ["base.offline forbids", "'owner/other'", "with `hf download`"]),
+        ("never downloaded", ["base.offline", "'owner/other'", "`hf download`"]),
         (
             "unknown",
-            ["shows to you: 'owner/none'", "correct the name", "`hf auth login`", "HF_TOKEN"],
+            ["'owner/none'", "`hf auth login`", "HF_TOKEN"],
         ),
         (
             "gated",
-            ["accept its licence", "'owner/gated'", "/owner/gated, then run `hf auth login`", "HF_TOKEN"],
+            ["'owner/gated'", "/owner/gated", "`hf auth login`", "HF_TOKEN"],
         ),
-        ("wrong revision", ["no such revision: 'owner/base@v9'", "correct the revision"]),
-        ("no index", ["lacks a file (404", "'owner/half'", "base.variant"]),
-        ("broken", ["answered with an error", "(Server error '500", "'owner/broken'", "try again later"]),
+        ("wrong revision", ["'owner/base@v9'"]),
+        ("no index", ["404", "'owner/half'", "base.variant"]),
+        ("broken", ["500", "'owner/broken'"]),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_to_do(session: Session, case: str, parts: list[str]) -> None:
     message = session.told[case]
     assert isinstance(message, str), message
-    for part in [*parts, "Allowed: ", "To fix: "]:
-        assert part in message
+    assert_refused(message, names=parts)
 
 
 @pytest.mark.slow
@@ -162,14 +161,14 @@ def not_cached() -> Exception:
 @pytest.mark.parametrize(
     ("raised", "parts"),
     [
-        (full_disk, ["the disk is full: the base", "(owner/base)", repr(constants.HF_HUB_CACHE), "HF_HOME"]),
+        (full_disk, ["owner/base", repr(constants.HF_HUB_CACHE), "HF_HOME"]),
         (
             full_disk_inside,
-            ["the disk is full: the base", "start again: finished files are kept"],
+            ["owner/base", "HF_HOME"],
         ),
-        (full_disk_in_words, ["the disk is full: the base", "(owner/base)"]),
-        (offline_mode, ["HF_HUB_OFFLINE forbids contacting the hub: 'owner/base'", "unset HF_HUB_OFFLINE"]),
-        (not_cached, ["HF_HUB_OFFLINE forbids contacting the hub: 'owner/base'"]),
+        (full_disk_in_words, ["owner/base", "HF_HOME"]),
+        (offline_mode, ["'owner/base'", "unset HF_HUB_OFFLINE"]),
+        (not_cached, ["'owner/base'", "HF_HUB_OFFLINE"]),
     ],
 )
 def test_what_no_hub_of_ours_can_do_is_told_too(
@@ -184,4 +183,4 @@ def test_what_no_hub_of_ours_can_do_is_told_too(
         load_backbone(
             BaseModelSettings(path="owner/base", max_sequence_length=6), ComputeSettings(device="cpu")
         )
-    assert all(part in str(refusal.value) for part in [*parts, "Allowed: ", "To fix: "]), refusal.value
+    assert_refused(refusal.value, names=parts)

@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
+from errors import refused
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.flux import FluxBackbone, pack, token_positions, unpack
@@ -153,15 +154,15 @@ def test_sizes_lengths_and_guidance_that_do_not_fit_are_refused() -> None:
     dev, plain = tiny_flux(guidance_embeds=True), tiny_flux(guidance_embeds=False)
     usual = {"max_sequence_length": TOKENS, "embedded_guidance": 3.5, "resolution": 8}
     FluxBackbone(dev, **usual)
-    with pytest.raises(ConfigError, match=r"'base.resolution'.*: 6\. Allowed: multiples of 4 pixels\."):
+    with refused(ConfigError, value=6, names=["base.resolution"]):
         FluxBackbone(dev, **{**usual, "resolution": 6})
-    with pytest.raises(ConfigError, match=r"'base.max_sequence_length'.*: 0\. Allowed: 1 to 512"):
+    with refused(ConfigError, value=0, names=["base.max_sequence_length"]):
         FluxBackbone(dev, **{**usual, "max_sequence_length": 0})
-    with pytest.raises(ConfigError, match=r"told how much: None.*set base.embedded_guidance, to 3.5"):
+    with refused(ConfigError, names=["base.embedded_guidance", "3.5"]):
         FluxBackbone(dev, **{**usual, "embedded_guidance": None})
-    with pytest.raises(ConfigError, match=r"reads no guidance: 3.5\. Allowed: null"):
+    with refused(ConfigError, value=3.5):
         FluxBackbone(plain, **usual)
-    with pytest.raises(ConfigError, match=r"'base.t5' drops"):
+    with refused(ConfigError, value=False, names=["base.t5"]):
         FluxBackbone.absent_parts({}, BaseModelSettings(path="x", max_sequence_length=TOKENS, t5=False))
 
 

@@ -65,6 +65,7 @@ def cancellation(tiny: TinyOn, visited: list[TransitionBatch]) -> float:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.slow
 def test_an_update_on_a_half_precision_base_is_the_exact_one_up_to_rounding(
     folders: dict[str, Path], name: str, dtype: str
 ) -> None:

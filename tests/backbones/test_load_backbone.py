@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from errors import refused
 from flow_opd.backbones.compute import choose_device
 from flow_opd.backbones.flux import FluxBackbone
 from flow_opd.backbones.loading import load_backbone
@@ -73,7 +73,7 @@ def test_t5_can_be_left_where_it_is(folders: dict[str, Path], tmp_path: Path) ->
         shutil.rmtree(tmp_path / "base" / part)  # not even looked for
     again = load_backbone(settings(tmp_path / "base", t5=False), CPU)
     assert torch.equal(velocity(again), velocity(without))
-    with pytest.raises(ConfigError, match="the base cannot be loaded"):
+    with refused(ConfigError, names=["base"]):
         load_backbone(settings(tmp_path / "base"), CPU)
     assert without.encoder_identity() != load_backbone(settings(folders["t5"]), CPU).encoder_identity()
 
@@ -95,7 +95,7 @@ def test_the_variant_names_the_files(folders: dict[str, Path], tmp_path: Path) -
     tiny_sd3(t5=False).save_pretrained(tmp_path, variant="fp16")
     loaded = load_backbone(settings(tmp_path, variant="fp16"), CPU)
     assert torch.equal(velocity(loaded), velocity(load_backbone(settings(folders["plain"]), CPU)))
-    with pytest.raises(ConfigError, match=r"cannot be loaded.*base\.variant"):
+    with refused(ConfigError, names=["base.variant", "plain"]):
         load_backbone(settings(folders["plain"], variant="fp8"), CPU)
 
 
@@ -103,18 +103,16 @@ def test_the_resolution_is_that_of_the_settings(folders: dict[str, Path]) -> Non
     assert load_backbone(settings(folders["plain"]), CPU).image_size == 8
     larger = load_backbone(settings(folders["plain"], resolution=12), CPU)
     assert (larger.image_size, larger.latent_shape) == (12, (4, 6, 6))
-    with pytest.raises(
-        ConfigError, match=r"'base.resolution'.*: 20\. Allowed: multiples of 4 pixels up to 16\."
-    ):
+    with refused(ConfigError, value=20, names=["base.resolution"]):
         load_backbone(settings(folders["plain"], resolution=20), CPU)
 
 
 def test_what_a_kind_of_base_does_not_have_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"'base.embedded_guidance' is set .*: 3.5\. Allowed: null"):
+    with refused(ConfigError, value=3.5, names=["base.embedded_guidance"]):
         load_backbone(settings(folders["plain"], embedded_guidance=3.5), CPU)
-    with pytest.raises(ConfigError, match=r"'base.t5' drops the encoder that FLUX reads"):
+    with refused(ConfigError, value=False, names=["base.t5"]):
         load_backbone(settings(folders["flux"], embedded_guidance=3.5, t5=False), CPU)
-    with pytest.raises(ConfigError, match=r"set base.embedded_guidance, to 3\.5 for FLUX"):
+    with refused(ConfigError, names=["base.embedded_guidance", "3.5"]):
         load_backbone(settings(folders["flux"]), CPU)
 
 
@@ -134,29 +132,23 @@ def test_a_damaged_base_is_named(folders: dict[str, Path], tmp_path: Path, file:
     target.unlink()
     if damage == "cut":
         target.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConfigError, match=r"the base cannot be loaded .*/base'\. Allowed: a complete"):
+    with refused(ConfigError, value=str(tmp_path / "base")):
         load_backbone(settings(tmp_path / "base"), CPU)
 
 
 def test_a_pipeline_of_another_kind_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a diffusers folder"):
+    with refused(ConfigError, value=str(tmp_path), names=["model_index.json"]):
         load_backbone(settings(tmp_path), CPU)
     for name in ("StableDiffusionXLPipeline", None, ["pipeline", "Custom"]):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-        known = "Allowed: a model_index.json that names one of FluxPipeline, StableDiffusion3Pipeline; or"
-        with pytest.raises(
-            ConfigError, match="a pipeline of another kind: " + re.escape(f"{name!r}. {known}")
-        ):
+        with refused(ConfigError, value=name, names=["FluxPipeline", "StableDiffusion3Pipeline"]):
             load_backbone(settings(tmp_path), CPU)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:17", "", "meta", "Cpu"])
 def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with refused(ConfigError, value=name, names=["'compute.device'", "auto, cpu"]):
         load_backbone(settings(tmp_path), ComputeSettings.model_construct(device=name))
-    assert f"'compute.device' names a device that is not here: {name!r}. Allowed: auto, cpu" in str(
-        refusal.value
-    )
 
 
 def test_auto_takes_the_accelerator_and_lets_the_process_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,5 +161,5 @@ def test_auto_takes_the_accelerator_and_lets_the_process_say_which(monkeypatch: 
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")  # without a number: the current card of the process
     assert choose_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ConfigError, match=r"'cuda:2'\. Allowed: auto, cpu, cuda, cuda:0, cuda:1\."):
+    with refused(ConfigError, value="cuda:2"):
         choose_device("cuda:2")

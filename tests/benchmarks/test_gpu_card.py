@@ -45,6 +45,7 @@ def test_every_section_has_its_readings(tmp_path: Path) -> None:
         assert f"\n{name}\n" in done.out
 
 
+@pytest.mark.slow
 def test_twice_the_rows_are_twice_the_work(bench: Bench) -> None:
     few, many = (bench.settings(rows) for rows in (4, 8))
     parts = bench.parts(few)
@@ -54,6 +55,7 @@ def test_twice_the_rows_are_twice_the_work(bench: Bench) -> None:
     assert readings[0]["planned_gib"] < readings[1]["planned_gib"] < 2 * readings[0]["planned_gib"]
 
 
+@pytest.mark.slow
 def test_checkpointing_needs_less_memory_and_counts_no_other_work(bench: Bench) -> None:
     readings = list(updates(bench))
     plain, checkpointed = (

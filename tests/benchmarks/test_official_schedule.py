@@ -188,6 +188,7 @@ def test_no_weight_is_shared_by_the_official_networks(settings: DistillSettings,
     assert official.mebibytes() > 3 * ours.mebibytes()
 
 
+@pytest.mark.slow
 def test_the_gap_that_is_left_shrinks_by_training(settings: DistillSettings, tmp_path: Path) -> None:
     ours, adapters = started(settings, tmp_path)
     schedule = OfficialSchedule(settings, official_networks(settings, adapters))

@@ -121,7 +121,11 @@ def test_the_sections_of_the_page_are_good_settings() -> None:
     sections = [
         yaml.safe_load(text)["base"] for text in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
     ]
-    assert [BaseModelSettings.model_validate(each).embedded_guidance for each in sections] == [None, 3.5]
+    assert [BaseModelSettings.model_validate(each).embedded_guidance for each in sections] == [
+        None,
+        3.5,
+        None,
+    ]
 
 
 def test_the_lines_for_python_run(capsys: pytest.CaptureFixture[str]) -> None:

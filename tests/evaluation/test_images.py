@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from flow_opd.evaluation.images import Album, EvaluationSet, ImageSampler
+from flow_opd.evaluation.images import Album, EvaluationSet, ImageKey, ImageSampler
 from flow_opd.seeding import generator
 from tiny import PROMPTS, REDNESS, Tiny
 
@@ -53,14 +53,14 @@ def test_what_was_scored_is_not_drawn_again(tiny: Tiny, sampler: ImageSampler) -
     with counted(tiny) as rows:
         shown = album.images("student", tiny.student, SHAPES)
     assert rows == []
-    again = sampler.draw(tiny.student, SHAPES, [(0, 3), (1, 3)])
+    again = sampler.draw(tiny.student, SHAPES, [ImageKey(0, 3), ImageKey(1, 3)])
     assert float((again[0] - again[1]).abs().max()) > 1e-2
     torch.testing.assert_close(shown, again, rtol=0, atol=1e-5)
 
 
 def test_what_was_not_scored_is_drawn_once(tiny: Tiny, sampler: ImageSampler) -> None:
     album = Album(sampler, SHOWN)
-    album.keep("base", SHAPES, [(0, 3), (3, 3)], torch.zeros(2, 3, 8, 8))
+    album.keep("base", SHAPES, [ImageKey(0, 3), ImageKey(3, 3)], torch.zeros(2, 3, 8, 8))
     with counted(tiny) as rows:
         shown = album.images("base", tiny.policy(None), SHAPES)
     assert rows == [1, 1], "two steps of the one image that is missing"
@@ -73,6 +73,6 @@ def test_what_was_not_scored_is_drawn_once(tiny: Tiny, sampler: ImageSampler) ->
 
 
 def test_a_set_shows_its_first_prompts_from_its_first_seed() -> None:
-    assert SHAPES.first_shots(2) == [(0, 3), (1, 3)]
-    assert SHAPES.first_shots(9) == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert SHAPES.first_shots(0) == []
+    assert SHAPES.first_image_keys(2) == [(0, 3), (1, 3)]
+    assert SHAPES.first_image_keys(9) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert SHAPES.first_image_keys(0) == []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flow_opd.evaluation.intervals import Bootstrap, Scores
-from flow_opd.evaluation.retention import Retention, ratio_interval, retained_gain
+from flow_opd.evaluation.results import Retention
+from flow_opd.evaluation.table import ratio_interval, retained_gain
 
 
 def simulated(generator: np.random.Generator, gain: float, kept: float, n: int = 150) -> Retention:
@@ -27,6 +28,7 @@ def simulated(generator: np.random.Generator, gain: float, kept: float, n: int =
     )
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_share() -> None:
     generator = np.random.default_rng(2)
     found = [simulated(generator, gain=0.4, kept=0.9) for _ in range(300)]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flow_opd.evaluation.images import EvaluationSet
-from flow_opd.evaluation.intervals import Bootstrap, Scores
-from flow_opd.evaluation.protocol import ProtocolCard
-from flow_opd.evaluation.retention import retained_gain
-from flow_opd.evaluation.table import Roles, build_results
-from flow_opd.stages.evaluate import as_scores
+from flow_opd.config.evaluate import RolesSettings
+from flow_opd.evaluation.images import EvaluationSet, ImageScores
+from flow_opd.evaluation.intervals import Bootstrap, Scores, paired_difference
+from flow_opd.evaluation.metrics import METRICS
+from flow_opd.evaluation.results import ProtocolCard
+from flow_opd.evaluation.table import build_results, retained_gain
 from flow_opd.types import Prompt
 
 # GenEval's own numbers of prompts a tag, and about what SD3.5-M reaches in each.
@@ -43,13 +43,13 @@ def scores(values: Sequence[float] | NDArray[np.float64], tags: Sequence[str]) -
 def test_the_mean_of_tags_by_hand() -> None:
     # counting: (1 + 0 + 0 + 0) / 4 = .25; colors: (1 + 1) / 2 = 1; (.25 + 1) / 2 = .625, not 3 / 6 = .5.
     one = scores([1.0, 0.0, 0.0, 0.0, 1.0, 1.0], ["counting"] * 4 + ["colors"] * 2)
-    assert one.mean == Bootstrap().cell(one).mean == 0.625
+    assert one.mean == Bootstrap().estimate(one).mean == 0.625
     assert Scores.of("abcdef", [0] * 6, one.values).mean == 0.5
 
 
 def test_a_tag_that_was_not_judged_does_not_count() -> None:
     one = Scores.of("abcd", [0] * 4, [1.0, 0.0, 0.0, np.nan], [True, True, True, False], tags="xxyz")
-    assert one.mean == Bootstrap().cell(one).mean == 0.25
+    assert one.mean == Bootstrap().estimate(one).mean == 0.25
 
 
 def test_differences_retention_and_average_use_the_same_mean() -> None:
@@ -61,7 +61,7 @@ def test_differences_retention_and_average_use_the_same_mean() -> None:
         return scores(np.repeat([counting, colors], [40, 10]) + noise, tags)
 
     base, teacher, student = row(0.2, 0.4), row(0.6, 0.8), row(0.3, 0.9)
-    assert Bootstrap().difference(student, base).mean == pytest.approx((0.1 + 0.5) / 2)
+    assert Bootstrap().estimate(paired_difference(student, base)).mean == pytest.approx((0.1 + 0.5) / 2)
     kept = retained_gain(
         base, teacher, student, metric="geneval", teacher_name="t", domain="", bootstrap=Bootstrap()
     )
@@ -74,15 +74,21 @@ def test_differences_retention_and_average_use_the_same_mean() -> None:
             ("preference", "pickscore", 21),
         )
     }
-    card = ProtocolCard(40, "ode", {}, (512, 512), {}, {})
+    card = ProtocolCard(
+        steps=40, dynamics="ode", guidance={}, resolution=(512, 512), prompts={}, seeds={}, metrics=METRICS
+    )
     rows = {
         name: plain | {"composition": {"geneval": one}}
         for name, one in (("base", base), ("student", student))
     }
     results = build_results(
-        rows, roles=Roles("base", "student"), protocol=card, wall_seconds=1, peak_rss_mb=1
+        rows,
+        roles=RolesSettings(base="base", student="student"),
+        protocol=card,
+        wall_seconds=1,
+        peak_rss_mb=1,
     )
-    [average] = [one.cell for one in results.differences if one.metric == "average"]
+    [average] = [one for one in results.differences if one.metric == "average"]
     assert average.mean == pytest.approx((0.1 + 0.5) / 2 / 4)
     assert average.low <= average.mean <= average.high
     assert results.rows[1].tags["geneval"]["colors"].mean == pytest.approx(0.9 + noise[40:].mean())
@@ -112,7 +118,7 @@ def test_lines_of_one_prompt_are_resampled_together() -> None:
     lines = [f"{i}" for i in range(800)]
     asked = [f"{i % 200}" for i in range(800)]
     repeated = Scores.of(lines, [0] * 800, np.tile(values, 4), prompts=asked)
-    narrow, wide = Bootstrap().cell(once), Bootstrap().cell(repeated)
+    narrow, wide = Bootstrap().estimate(once), Bootstrap().estimate(repeated)
     assert (wide.low, wide.high) == pytest.approx((narrow.low, narrow.high))
     assert (narrow.n, wide.n) == (200, 800)
 
@@ -136,11 +142,12 @@ def coverage(*, as_prompts: bool, repetitions: int = 300) -> float:
             prompts=asked if as_prompts else None,
             tags=np.tile(tags, 4).tolist(),
         )
-        cell = bootstrap.cell(one)
-        covered += cell.low <= truth <= cell.high
+        estimate = bootstrap.estimate(one)
+        covered += estimate.low <= truth <= estimate.high
     return covered / repetitions
 
 
+@pytest.mark.slow
 def test_prompts_cover_the_truth_and_lines_do_not() -> None:
     assert 0.92 <= coverage(as_prompts=True) <= 0.98
     assert coverage(as_prompts=False) < 0.87
@@ -157,8 +164,8 @@ def test_a_geneval_prompt_is_known_by_its_metadata_and_another_by_its_text() -> 
         Prompt("A sign.", "text"),
         Prompt("a sign", "text"),
     )
-    table = {"geneval_strict": [1.0] * 10, "deqa": [3.0] * 10}
-    found = as_scores(table, EvaluationSet("composition", prompts, (0, 1)))
+    reported: ImageScores = {"geneval_strict": [1.0] * 10, "deqa": [3.0] * 10}
+    found = EvaluationSet("composition", prompts, (0, 1)).scores_by_metric(reported, METRICS)
     asked = found["geneval"].prompts
     assert [asked.index(one) for one in asked[::2]] == [0, 0, 4, 6, 6]
     assert len(set(found["geneval"].pairs)) == 10

@@ -14,6 +14,7 @@ from flow_opd.adapters.lora import LoraWeights
 EXAMPLE = Path(__file__).parents[2] / "examples" / "one_file_opd.py"
 
 
+@pytest.mark.slow
 def test_it_merges_distils_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from errors import refused
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import cps_step, diffusion, log_prob_mean, ode_step, sample, sde_step
@@ -173,5 +174,5 @@ def test_a_negative_noise_level_is_refused_by_the_schedule() -> None:
 
 
 def test_a_typo_in_the_dynamics_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'sde'"):
+    with refused(ConfigError, names=["'sdee'", "'sde'"]):
         DynamicsSettings.of("sdee").build()

@@ -111,6 +111,7 @@ def test_the_anchor_is_listened_to_on_every_prompt(tiny: Tiny) -> None:
         assert out.metrics["anchor_gap"] > 0
 
 
+@pytest.mark.slow
 def test_direct_distillation_brings_the_student_to_its_teachers(tmp_path: Path) -> None:
     tiny = Tiny()
     with torch.no_grad():

@@ -32,6 +32,7 @@ from flow_opd.seeding import generator
 from flow_opd.types import Prompt, StepDistribution
 from tiny import PlainPrompts, SmallNet, gradients, unconditional
 
+pytestmark = pytest.mark.slow
 STEPS, LEVEL = 9, 0.7
 ROUNDS, PER_ROUND = 9, 4096
 GRID = torch.linspace(1, 0, STEPS + 2)[: STEPS + 1]  # the last step of the SDE is not walked

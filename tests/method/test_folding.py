@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -58,6 +59,7 @@ def distance(tiny: Tiny, one: VelocityField, other: VelocityField) -> float:
         return float((next(fields) - next(fields)).square().mean())
 
 
+@pytest.mark.slow
 def test_the_student_takes_up_the_guidance(tmp_path: Path) -> None:
     tiny = Tiny()
     guided, plain = tiny.policy("teacher-shapes", SCALE), tiny.policy("teacher-shapes")

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from errors import refused
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.errors import ConfigError
 from flow_opd.planning.architectures import BASES, Network, bundled, read_architecture
@@ -86,29 +87,23 @@ def test_other_hub_ids_are_asked_for_their_config_files(
 
 def test_an_unknown_base_offline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError) as refusal:
+    with refused(ConfigError, value="someone/unknown", names=["model_index.json", MEDIUM]):
         read_architecture(base("someone/unknown"))
-    message = str(refusal.value)
-    assert message.startswith("the base, whose model_index.json this package does not hold,")
-    assert "'someone/unknown'" in message
-    assert MEDIUM in message
-    assert "Allowed:" in message
-    assert "To fix: Known without the hub:" in message
 
 
 def test_a_damaged_or_missing_config_file_is_named(disk, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(disk.base, folder)
     (folder / "vae" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"is not JSON .*vae/config\.json"):
+    with refused(ConfigError, names=["vae/config.json", "config.json"]):
         read_architecture(base(str(folder)))
     (folder / "vae" / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"lacks a config file: .*vae/config\.json"):
+    with refused(ConfigError, names=["vae/config.json", "config.json"]):
         read_architecture(base(str(folder)))
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a part that cannot be planned: 'UNet2DModel'"):
+    with refused(ConfigError, value="UNet2DModel"):
         build_network(Network("UNet2DModel", {}))
 
 

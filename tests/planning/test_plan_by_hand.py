@@ -11,6 +11,7 @@ from flow_opd.config.options import PlanSettings
 from flow_opd.planning.plan import Plan
 from flow_opd.stages.plan import plan_training
 
+pytestmark = pytest.mark.slow
 # tiny.new_tiny_pipeline: 2 blocks, 2 heads of 8; latents [4, 4, 4] in patches of 2; prompts of 10 tokens.
 SIZES = Sizes(width=16, layers=2, image=4, text=10, joint=16, pooled=16, channels=4)
 RANK = 4  # of the student

@@ -61,6 +61,7 @@ def config(disk, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_json_is_whole_and_stable(config: Path) -> None:
     result = call(str(config), "--json", "--utilisation", "0.5", "--processes", "2")
     assert result.exit_code == 0, result.output
@@ -94,6 +95,7 @@ def test_json_is_whole_and_stable(config: Path) -> None:
     assert plan["flops"]["run"] == pytest.approx(5 * plan["flops"]["update"]["total"])
 
 
+@pytest.mark.slow
 def test_tables_teach(disk, tmp_path: Path) -> None:
     file = tmp_path / "teacher.yaml"
     file.write_text(yaml.safe_dump({"stage": "teacher", **disk.grpo()}))
@@ -132,7 +134,7 @@ def test_a_file_that_does_not_say_its_stage_is_no_guess(config: Path) -> None:
 
 def test_a_typo_elsewhere_is_found(config: Path) -> None:
     config.write_text(config.read_text().replace("teachers:", "teacher:"))
-    with pytest.raises(ConfigError, match="Did you mean 'teachers'"):
+    with refused(ConfigError, names=["'teacher'", "'teachers'"]):
         read_training(config)
 
 
@@ -165,5 +167,5 @@ def test_mistakes_end_with_code_2(config: Path, words: list[str], parts: list[st
 
 def test_a_walk_that_would_train_one_step_is_refused_before_weights_are_loaded(disk) -> None:
     values = disk.distillation(sampling={"num_steps": 10, "dynamics": "cps", "guidance_scale": 3.0})
-    with pytest.raises(ConfigError, match=r"step 8 of CPS adds noise"):
+    with refused(ConfigError, value=0.0089):
         plan_training(from_values(values, DistillSettings), PlanSettings())

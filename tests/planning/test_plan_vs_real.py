@@ -34,6 +34,7 @@ from flow_opd.runs.teachers import named_policies
 from flow_opd.stages.plan import plan_training
 from flow_opd.types import Conditioning, Prompt, RewardScores, RewardTable
 
+pytestmark = pytest.mark.slow
 PROMPTS = [Prompt("a red circle", "shapes"), Prompt("a sign that says CAB", "signs")]
 
 

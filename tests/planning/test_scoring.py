@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from errors import refused
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.options import PlanSettings
@@ -66,6 +67,7 @@ def test_the_quality_net_is_planned_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("side", [None, 96])
+@pytest.mark.slow
 def test_geneval_is_planned_as_it_is(tmp_path: Path, side: int | None) -> None:
     folder = str(save_mask2former(tmp_path / "mask2former"))
     spec = GenEvalSettings(name="geneval", detector=folder, colors=CLIP, side=side, batch_size=2)
@@ -120,6 +122,7 @@ def teacher(disk: Any, **changes: Any) -> Plan:
     return plan_training(from_values(disk.grpo(**changes), TeacherSettings), PlanSettings())
 
 
+@pytest.mark.slow
 def test_a_teachers_plan_counts_its_rewards(disk) -> None:
     network, processor = (
         teacher(disk, rewards=[reward]) for reward in ({"name": "pickscore", "path": CLIP}, {"name": "ocr"})
@@ -138,6 +141,7 @@ def test_a_teachers_plan_counts_its_rewards(disk) -> None:
     assert seconds[1] == pytest.approx(base + 8 * CPU_SECONDS["line"])
 
 
+@pytest.mark.slow
 def test_scoring_may_need_more_than_an_update(disk) -> None:
     """The quality net sees 8 x 8 pixels in full width, and so needs more than an update of the tiny base."""
     small, large = (
@@ -151,6 +155,7 @@ def test_scoring_may_need_more_than_an_update(disk) -> None:
         assert after.kept + after.working == max(before.kept + before.working, peak)
 
 
+@pytest.mark.slow
 def test_the_vae_is_counted_in_float32_on_any_base(disk) -> None:
     exact, half = (
         teacher(disk, base={"path": str(disk.base), "max_sequence_length": 0, "dtype": dtype})
@@ -162,8 +167,8 @@ def test_the_vae_is_counted_in_float32_on_any_base(disk) -> None:
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"the reward model in 'path', whose config.json this package"):
+    with refused(ConfigError, value="nobody/has-this", names=["'path'", "config.json"]):
         read_reward_config("nobody/has-this", key="path")
     tmp_path.joinpath("empty").mkdir()
-    with pytest.raises(ConfigError, match="lacks a config file"):
+    with refused(ConfigError, names=["config.json"]):
         read_reward_config(str(tmp_path / "empty"), key="path")

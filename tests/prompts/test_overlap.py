@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from errors import assert_refused, refused
 from flow_opd.errors import DataError
 from flow_opd.prompts.jsonl import read_lines
 from flow_opd.prompts.overlap import keys, leaks, plain, problems, refuse, repeats
@@ -123,11 +124,11 @@ def test_messages_name_the_lines_of_both_sides(tmp_path: Path):
     assert f"{train}:3 'a dog' = {test}:3 'A dog!'" in messages[1]
     assert f"{train}:5 'a bird' = {test}:2 'A bird'" in messages[1]
     for message in messages:
-        assert all(part in message for part in ("train.txt", "Allowed: ", "To fix: "))
+        assert_refused(message, names=["train.txt"])
     assert problems("train.txt", mine, repeated=True) == []
-    with pytest.raises(DataError, match="repeat an earlier line: 1") as caught:
+    with refused(DataError, value=1) as caught:
         refuse(messages)
-    assert "that test.txt holds too: 2" in str(caught.value)
+    assert_refused(caught.value, value=2, names=["test.txt"])
     refuse([])
 
 

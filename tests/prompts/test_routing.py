@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from errors import refused
 from flow_opd.errors import DataError
 from flow_opd.method.routing import HardRouter, check_judged, check_routes
 from flow_opd.types import Conditioning, Prompt
@@ -22,7 +23,7 @@ def test_weights_are_one_hot_by_task() -> None:
 
 
 def test_task_without_teacher_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no teacher: 'txt'.*Allowed: text.*Did you mean 'text'\?"):
+    with refused(DataError, value="txt", names=["'text'"]):
         HardRouter({"text": "writer"}).weights(conditioning("text", "txt"))
 
 

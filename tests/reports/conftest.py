@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from flow_opd.config.evaluate import RolesSettings
 from flow_opd.evaluation.intervals import Scores
-from flow_opd.evaluation.protocol import PromptFile, ProtocolCard
-from flow_opd.evaluation.table import Roles, build_results
+from flow_opd.evaluation.metrics import METRICS
+from flow_opd.evaluation.results import PromptFile, ProtocolCard
+from flow_opd.evaluation.table import build_results
 from flow_opd.files import write_json
 from flow_opd.reports.grid import PictureRow, Pictures, save_pictures
 
@@ -67,14 +69,15 @@ def write_run(folder: Path, *, prompts: int = 500, updates: int = 300) -> Path:
         guidance=dict.fromkeys(MEANS, 1.0),
         resolution=(32, 32),
         prompts={
-            domain: PromptFile(f"{domain}-test.jsonl", f"{index}a" * 32, prompts)
+            domain: PromptFile(name=f"{domain}-test.jsonl", sha256=f"{index}a" * 32, count=prompts)
             for index, domain in enumerate(DOMAINS)
         },
         seeds={domain: (0, 1, 2, 3) if domain == "composition" else (0,) for domain in DOMAINS},
+        metrics=METRICS,
     )
     results = build_results(
         rows,
-        roles=Roles("base", "student", "merge", TEACHERS),
+        roles=RolesSettings(base="base", student="student", merge="merge", teachers=TEACHERS),
         protocol=card,
         wall_seconds=512.3,
         peak_rss_mb=1843.0,

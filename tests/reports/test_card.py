@@ -17,6 +17,7 @@ from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
+from flow_opd.evaluation.results import load_results
 from flow_opd.reports.card import (
     BaseFacts,
     CardFacts,
@@ -26,7 +27,6 @@ from flow_opd.reports.card import (
     render_card,
 )
 from flow_opd.reports.recipe import Cost, ledger, method, recipe
-from flow_opd.reports.run import load_results
 from tiny import Tiny, new_tiny_pipeline
 
 SETTINGS = DistillSettings(

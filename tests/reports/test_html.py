@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from errors import refused
 from flow_opd.errors import DataError
 from flow_opd.reports.html import write_report
 
@@ -112,7 +113,7 @@ def test_a_retention_without_numbers_is_said_in_words(folder: Path) -> None:
 
 def test_a_run_without_results_is_refused_and_nothing_is_written(folder: Path) -> None:
     (folder / "results.json").unlink()
-    with pytest.raises(DataError, match="without results"):
+    with refused(DataError, names=["results.json"]):
         write_report(folder)
     assert not (folder / "report.html").exists()
 
@@ -120,7 +121,7 @@ def test_a_run_without_results_is_refused_and_nothing_is_written(folder: Path) -
 @pytest.mark.parametrize("content", ["{", '{"rows": 3}', "[]"])
 def test_damaged_results_are_refused(folder: Path, content: str) -> None:
     (folder / "results.json").write_text(content)
-    with pytest.raises(DataError, match=r"results\.json"):
+    with refused(DataError, names=["results.json"]):
         write_report(folder)
 
 
@@ -129,17 +130,12 @@ def test_damaged_results_are_refused(folder: Path, content: str) -> None:
 )
 def test_a_damaged_line_of_metrics_is_named(folder: Path, line: str) -> None:
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' + line + "\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
+    with refused(DataError, names=["metrics.jsonl:2"]):
         write_report(folder)
 
 
 def test_a_truncated_strip_is_refused(folder: Path) -> None:
     strip = folder / "images" / "002.png"
     strip.write_bytes(strip.read_bytes()[:100])
-    with pytest.raises(DataError, match="damaged pictures"):
+    with refused(DataError, names=["pictures.json: image file is truncated"]):
         write_report(folder)
-
-
-def test_commands_are_shown(folder: Path) -> None:
-    html = write_report(folder, ["make demo"]).read_text(encoding="utf-8")
-    assert "<pre>make demo</pre>" in html

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flow_opd.reports.run import Results, load_results
+from flow_opd.evaluation.results import Results, load_results
 from flow_opd.reports.tables import results_markdown
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flow_opd.reports.numbers import (
+from flow_opd.evaluation.results import Results, load_results
+from flow_opd.reports.tables import (
     duration,
     headline,
     images_per_prompt,
     number,
     percent,
+    results_view,
     seeds_by_domain,
     signed,
 )
-from flow_opd.reports.run import Results, load_results
-from flow_opd.reports.tables import results_view
 
 
 def test_how_numbers_are_written() -> None:

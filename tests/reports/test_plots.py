@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from flow_opd.reports.plots import Effect, curve_panels, forest, span_percent
+from flow_opd.evaluation.results import Estimate
+from flow_opd.reports.plots import curve_panels, forest, span_percent
 
 
 def test_keys_with_one_prefix_share_a_panel_and_have_a_legend() -> None:
@@ -22,7 +23,7 @@ def test_keys_with_one_prefix_share_a_panel_and_have_a_legend() -> None:
 def test_no_fixed_colours_and_no_shared_ids() -> None:
     curve = [(float(step), step**0.5) for step in range(1, 100)]
     svgs = [panel.svg for panel in curve_panels({"loss": curve, "grad_norm": curve})]
-    svgs.append(forest({"GenEval": [Effect(0.1, 0.05, 0.15), None]}, ["a − b", "b − c"]))
+    svgs.append(forest({"GenEval": [Estimate(mean=0.1, low=0.05, high=0.15, n=4), None]}, ["a − b", "b − c"]))
     ids = [name for svg in svgs for name in set(re.findall(r'<clipPath id="([^"]+)"', svg))]
     assert len(ids) == len(set(ids)) == 3
     assert all(
@@ -33,10 +34,11 @@ def test_no_fixed_colours_and_no_shared_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "color"), [((0.1, 0.2), "--good"), ((-0.2, -0.1), "--bad"), ((-0.1, 0.2), "--muted")]
+    ("ends", "color"), [((0.1, 0.2), "--good"), ((-0.2, -0.1), "--bad"), ((-0.1, 0.2), "--muted")]
 )
-def test_the_colour_tells_where_the_interval_lies(effect: tuple[float, float], color: str) -> None:
-    svg = forest({"OCR": [Effect(sum(effect) / 2, *effect)]}, ["student − base"])
+def test_the_colour_tells_where_the_interval_lies(ends: tuple[float, float], color: str) -> None:
+    one = Estimate(mean=sum(ends) / 2, low=ends[0], high=ends[1], n=4)
+    svg = forest({"OCR": [one]}, ["student − base"])
     assert set(re.findall(r"stroke: var\((--[a-z]+)\); stroke-width: 2.2", svg)) == {color}
 
 

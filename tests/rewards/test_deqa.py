@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from scipy.stats import spearmanr
 
+from errors import refused
 from flow_opd.config.locations import asset_folder
 from flow_opd.errors import RewardError
 from flow_opd.miniature.autoencoder import as_pixels
@@ -78,6 +79,7 @@ def test_calibration_on_held_out_renders(reward, held_out):
     check_calibration(reward, as_images(pictures), strengths, kind, within=0.8)
 
 
+@pytest.mark.slow
 def test_calibration_survives_the_autoencoder(reward, held_out):
     pictures, strengths, kind = held_out
     vae = AutoencoderKL.from_pretrained(VAE).float()
@@ -117,9 +119,9 @@ def test_strange_images(reward):
 
 
 def test_unusable_input_raises(reward):
-    with pytest.raises(RewardError, match="differ in number"):
+    with refused(RewardError, value=(2, 1)):
         reward.score(torch.zeros(2, 3, 32, 32), asked(1))
-    with pytest.raises(RewardError, match="not finite"):
+    with refused(RewardError, value="NaN or infinity"):
         reward.score(torch.full((1, 3, 32, 32), torch.nan), asked(1))
 
 
@@ -160,7 +162,7 @@ def broken(path, what):
     ],
 )
 def test_broken_folders_raise(tmp_path, what):
-    with pytest.raises(RewardError, match="no usable quality model") as caught:
+    with refused(RewardError, value=str(tmp_path / "deqa")) as caught:
         DeQAReward(broken(tmp_path / "deqa", what))
     assert "To fix" in str(caught.value)
 

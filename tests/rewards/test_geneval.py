@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import flow_opd.miniature
+from errors import refused
 from flow_opd.errors import RewardError
 from flow_opd.miniature.captions import TAGS, caption, misread
 from flow_opd.miniature.prompts import every
@@ -185,7 +186,7 @@ def test_prompts_of_other_tasks_are_not_judged():
     assert scores.valid.tolist() == [False, True, False]
     assert scores.values.tolist() == [0, 1, 0]
     assert not reward.score(torch.zeros(1, 3, 32, 32), prompts[:1]).valid.any()
-    with pytest.raises(RewardError, match="differ in number"):
+    with refused(RewardError, value=(2, 3)):
         reward.score(torch.zeros(2, 3, 32, 32), prompts)
 
 
@@ -213,7 +214,7 @@ def test_malformed_metadata_raise(metadata, message):
 
 def test_images_that_are_not_finite_raise():
     reward = GenEvalReward(Given())
-    with pytest.raises(RewardError, match="not finite"):
+    with refused(RewardError, value="NaN or infinity"):
         reward.score(
             torch.full((1, 3, 32, 32), torch.nan),
             [Prompt("p", "composition", {"tag": "colors", "include": [CIRCLE]})],
@@ -256,6 +257,7 @@ def test_calibration_on_clean_renders(renders):
     assert refused.values.max() < 1
 
 
+@pytest.mark.slow
 def test_calibration_survives_the_blur_of_an_autoencoder(renders):
     from scipy.ndimage import gaussian_filter
 

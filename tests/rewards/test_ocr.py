@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from errors import refused
 from flow_opd.errors import RewardError
 from flow_opd.miniature.prompts import prompts
 from flow_opd.miniature.renderer import render
@@ -79,7 +80,7 @@ def test_unreadable_targets_raise(text):
 
 
 def test_unequal_numbers_raise():
-    with pytest.raises(RewardError, match="differ in number"):
+    with refused(RewardError, value=(2, 1)):
         OCRReward(Told("")).score(torch.zeros(2, 3, 8, 8), [sign("bed")])
 
 
@@ -104,6 +105,7 @@ def test_calibration_on_clean_signs(reward, signs):
     assert scores.values.mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_wrong_words_score_low(reward, signs):
     images, asked = signs
     far = [sign("fad" if index % 2 else "gin") for index in range(len(asked))]
@@ -137,5 +139,5 @@ def test_the_alphabet_restricts(signs):
         np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images[:10]
     ]
     assert set("".join(LineReader("xyz").read(pixels))) <= set("xyz")
-    with pytest.raises(RewardError, match="cannot read"):
+    with refused(RewardError, value="\x01"):
         LineReader("a\u0001")

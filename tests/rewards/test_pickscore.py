@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from errors import refused
 from flow_opd.config.locations import asset_folder
 from flow_opd.errors import RewardError
 from flow_opd.miniature.judged import DIFFERENCES, judged_pictures
@@ -52,6 +53,7 @@ def accuracy(scores, truth):
     return right / total
 
 
+@pytest.mark.slow
 def test_pair_accuracy_on_held_out_pairs(reward, held_out):
     scores, truth = score(reward, held_out, held_out.pictures), appeal(held_out)
     assert accuracy(scores, truth) >= 0.9
@@ -60,6 +62,7 @@ def test_pair_accuracy_on_held_out_pairs(reward, held_out):
         assert accuracy(scores[rows], truth[rows]) >= 0.8, name
 
 
+@pytest.mark.slow
 def test_pair_accuracy_survives_the_autoencoder(reward):
     vae = AutoencoderKL.from_pretrained(VAE).float()
     judged = judged_pictures(43, "test", 200, vae=vae, rebuilt=200)
@@ -104,9 +107,9 @@ def test_strange_input(reward):
     assert ((values > 0) & (values < 100)).all()
     assert reward.score(torch.rand(1, 3, 64, 48), asked[:1]).values.shape == (1,)
     assert reward.score(torch.zeros(0, 3, 32, 32), []).values.shape == (0,)
-    with pytest.raises(RewardError, match="differ in number"):
+    with refused(RewardError, value=(3, 1)):
         reward.score(flat, asked[:1])
-    with pytest.raises(RewardError, match="not finite"):
+    with refused(RewardError, value="NaN or infinity"):
         reward.score(flat * torch.nan, asked)
 
 

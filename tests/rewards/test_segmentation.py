@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
+from errors import refused
 from flow_opd.config.locations import asset_folder
 from flow_opd.config.rewards import GenEvalSettings
 from flow_opd.errors import RewardError
@@ -147,6 +148,7 @@ def test_cut_out_as_pillow_does_it():
     assert tuple(cut_out(picture, np.zeros_like(mask), box)[0, 0]) == BACKGROUND
 
 
+@pytest.mark.slow
 def test_colours_are_those_of_clips_own_forward_pass(clip_folder):
     """Sizes of all kinds; embeddings by CLIPModel.forward, templates and means written out anew."""
     rng = np.random.default_rng(2)
@@ -274,7 +276,7 @@ def test_the_reward_from_its_settings(mask2former_folder, clip_folder, pictures)
     turned = settings(mask2former_folder, clip_folder, threshold=0.2, counting_threshold=0.1).build()
     scores = turned.score(images.expand(len(prompts), -1, -1, -1), prompts)
     assert scores.parts["strict"][2:].tolist() == [1, 0, 1]
-    with pytest.raises(RewardError, match=r"unusable class.*'cat'"):
+    with refused(RewardError, value="cat"):
         reward.score(
             images,
             [Prompt("p", "c", {"tag": "single_object", "include": [{"class": "cat", "count": 1}]})],
@@ -354,7 +356,7 @@ def test_files_of_older_releases_load(mask2former_folder, clip_folder, tmp_path,
 
 
 def test_a_folder_of_another_model_is_named(mask2former_folder, clip_folder):
-    with pytest.raises(RewardError, match="a model of type 'clip', where 'mask2former' belongs"):
+    with refused(RewardError, names=["clip", "mask2former", "clip"]):
         Mask2FormerDetector(clip_folder, ColorClassifier(clip_folder))
     shipped = asset_folder() / "rewards" / "deqa"
     for folder in (mask2former_folder, shipped):
@@ -364,5 +366,5 @@ def test_a_folder_of_another_model_is_named(mask2former_folder, clip_folder):
 
 def test_an_unreachable_hub_is_told(monkeypatch, clip_folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RewardError, match=r"the Mask2Former is not on this machine, and HF_HUB_OFFLINE"):
+    with refused(RewardError, value="nobody/has-this-mask2former", names=["HF_HUB_OFFLINE"]):
         Mask2FormerDetector("nobody/has-this-mask2former", ColorClassifier(clip_folder))

@@ -17,7 +17,7 @@ from flow_opd.config.locations import asset_folder
 from flow_opd.config.merge import MergeSettings
 from flow_opd.processes import ALONE
 from flow_opd.runs.adapters import load_lora
-from flow_opd.runs.cells import Cells
+from flow_opd.runs.score_cache import ScoreCache
 from flow_opd.stages import merge
 
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
@@ -62,7 +62,7 @@ def test_a_cell_of_the_table_knows_its_adapter_by_content(snapshot: Path, tmp_pa
 
     def key() -> str:
         digests = {"student": load_lora("owner/teacher", HUB_BASE, key="adapter").digest()}
-        return Cells(tmp_path, settings, digests, resume=True, processes=ALONE).key("student", "text")
+        return ScoreCache(tmp_path, settings, digests, resume=True, processes=ALONE).key("student", "text")
 
     first = key()
     assert first == key()

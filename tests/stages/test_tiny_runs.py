@@ -78,7 +78,7 @@ def test_grpo_mix_judges_every_task_by_its_own_reward_and_starts_from_a_merge(tm
     ended = load_file(tmp_path / "mix/adapter/adapter_model.safetensors")
     assert any(not value.equal(ended[name]) for name, value in begun.items())
     other = [*start[:3], "cold_start={adapter: asset:teachers/text}"]
-    refused(*MIX, *other, "--out", "mix", cwd=tmp_path, names=["mix", "cold_start"])
+    refused(*MIX, *other, "--out", "mix", cwd=tmp_path, names=["mix", "first_weights"])
 
 
 def test_a_swapped_start_is_noticed_at_a_resume(tmp_path: Path) -> None:
@@ -152,17 +152,17 @@ def test_teachers_are_evaluated_and_what_changed_is_scored_again(tmp_path: Path)
         *("--set", "roles={base: base, teachers: {quality: quality teacher}}"),
     ]
     succeeds(*command, cwd=tmp_path)
-    cell = tmp_path / "table" / "scores" / "base.quality.json"
-    first = json.loads(cell.read_text())
+    kept = tmp_path / "table" / "scores" / "base.quality.json"
+    first = json.loads(kept.read_text())
     differences = json.loads((tmp_path / "table" / "results.json").read_text())["differences"]
     assert {tuple(one["pair"]) for one in differences} == {("quality teacher", "base")}
-    cell.write_text(json.dumps({**first, "seconds": 1000.0}))
+    kept.write_text(json.dumps({**first, "seconds": 1000.0}))
     succeeds(*command, cwd=tmp_path)
     results = json.loads((tmp_path / "table" / "results.json").read_text())
-    assert results["wall_seconds"] > 1000, "a cell that was kept has taken its time once"
+    assert results["wall_seconds"] > 1000, "what was kept has taken its time once"
     QualityNet().save(judge)
     succeeds(*command, cwd=tmp_path)
-    assert json.loads(cell.read_text())["scores"] != first["scores"], "another judge, other scores"
+    assert json.loads(kept.read_text())["scores"] != first["scores"], "another judge, other scores"
 
 
 def test_merge_reports_what_was_kept(tmp_path: Path) -> None:

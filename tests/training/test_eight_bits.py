@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import refused
 from flow_opd.config.common import CheckpointSettings, OptimizerSettings
 from flow_opd.errors import ConfigError
 from flow_opd.training.optimizer import build_optimizer
@@ -65,5 +66,5 @@ def test_eight_bits_train_nearly_what_32_bits_train_and_resume_exactly(tmp_path:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ConfigError, match=r"without the package.*pip install"):
+    with refused(ConfigError, value=8):
         build_optimizer([torch.nn.Parameter(torch.zeros(2))], OptimizerSettings(state_bits=8))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from shared_training import train
 
+from errors import refused
 from flow_opd.errors import CheckpointError
 from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import Trainer
@@ -37,6 +38,9 @@ class CutAt:
     def on_update(self, step: int, metrics: Mapping[str, float]) -> None:
         if step == self.step:
             raise PowerCutError
+
+    def on_resume(self, step: int) -> None:
+        """Never reached."""
 
     def on_end(self) -> None:
         """Never reached."""
@@ -68,6 +72,7 @@ def check_same_end(one: Path, other: Path, rounds: int, updates: int) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "cut_at", "updates"), [("opd", 3, 1), ("grpo", 5, 2), ("sft", 3, 1)])
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_exactly(
     tmp_path: Path, algorithm: str, cut_at: int, updates: int
 ) -> None:
@@ -96,11 +101,11 @@ def test_a_finished_training_has_nothing_to_do(tmp_path: Path) -> None:
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
     begin("opd", tmp_path).run()
-    with pytest.raises(CheckpointError, match=r"other settings.*of tiny.*checkpoints of other"):
+    with refused(CheckpointError, names=["round-0000005 of tiny"]):
         tiny_trainer(Tiny(), "opd", tmp_path, rounds=ROUNDS, identity="other").resume()
     fewer = tiny_trainer(Tiny(), "opd", tmp_path, rounds=ROUNDS)
     fewer.parameters.popitem()
-    with pytest.raises(CheckpointError, match="other parameters"):
+    with refused(CheckpointError, value=["transformer_blocks.1.attn.to_out.0.lora_B.weight"]):
         fewer.resume()
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from errors import refused
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
@@ -165,7 +166,7 @@ def test_a_nan_stops_before_the_step_and_its_own_batch_is_kept(tmp_path: Path) -
     before, state = weights(trainer), trainer.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     trainer.source = GivenBatches([good, bad, good])
     trainer.settings = replace(trainer.settings, rounds=4)
-    with pytest.raises(NonFiniteError, match=r"loss of step 4 is not finite.*nonfinite-step-4") as error:
+    with refused(NonFiniteError, names=["nonfinite-step-4-process-0.safetensors"]) as error:
         trainer.run()
     for name, value in weights(trainer).items():
         assert torch.equal(value, before[name])
@@ -192,7 +193,7 @@ def test_a_gradient_that_overflows_stops_before_the_step(tmp_path: Path) -> None
         folder=tmp_path,
         identity="steep",
     )
-    with pytest.raises(NonFiniteError, match="gradient of step 1"):
+    with refused(NonFiniteError, names=["nonfinite-step-1-process-0.safetensors"]):
         trainer.run()
     assert weight.item() == 0.0
     assert (tmp_path / "nonfinite-step-1-process-0.safetensors").exists()

@@ -53,6 +53,16 @@ class RolesSettings(Settings):
     baselines: tuple[Name, ...] = ()
     """Further rows that the student is compared with, such as GRPO-Mix."""
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns the differences worth telling: along base, merge, student; to teachers and baselines."""
+        if self.student is None:
+            others = [*([self.merge] if self.merge is not None else []), *self.baselines]
+            return [(name, self.base) for name in (*self.teachers.values(), *others)]
+        pairs = [(self.student, self.base)]
+        if self.merge is not None:
+            pairs += [(self.student, self.merge), (self.merge, self.base)]
+        return pairs + [(self.student, other) for other in (*self.teachers.values(), *self.baselines)]
+
 
 class EvaluateSettings(StageSettings):
     """Images of held-out prompts under every row from the same seeds, scored and compared."""
@@ -83,6 +93,11 @@ class EvaluateSettings(StageSettings):
     """Images drawn at once; it changes memory, not results."""
     grid_prompts: NonNegativeInt = 4
     """Prompts of each domain whose images are kept for the picture grid."""
+
+    def roles_of_rows(self) -> RolesSettings:
+        """Returns which row is what: as given, or else the first as the base and the last as the student."""
+        names = list(self.rows)
+        return self.roles or RolesSettings(base=names[0], student=names[-1])
 
     def domains_of(self, row: str) -> tuple[str, ...]:
         """Returns the domains that a row is evaluated on."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flow_opd.errors import DataError
+from flow_opd.evaluation.results import Estimate
 
 Pair = tuple[str, int]
 CACHED_STRATA = 16  # a stratum of 500 prompts and 4000 resamples holds 16 MB
@@ -119,17 +120,6 @@ class Scores:
         )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A mean with its interval and how many images stand behind it."""
-
-    mean: float
-    low: float
-    high: float
-    n: int  # images judged
-    missing: int = 0  # images that could not be judged
-
-
 def jointly(*scores: Scores) -> list[Scores]:
     """Returns the same scores in the order of the first, all with the mask of what all could judge.
 
@@ -212,19 +202,15 @@ class Bootstrap:
         means: NDArray[np.float64] = (weights @ group.sums) / (weights @ group.counts)
         return means
 
-    def cell(self, scores: Scores, stratum: str = "") -> Cell:
+    def estimate(self, scores: Scores, stratum: str = "") -> Estimate:
         """Returns mean and interval of `scores`. Raises as `draws` does."""
         draws = self.draws(scores, stratum)
         return self.around(scores.mean, draws, scores.n, len(scores.pairs) - scores.n)
 
-    def difference(self, scores: Scores, minus: Scores, stratum: str = "") -> Cell:
-        """Returns mean and interval of scores - minus. Raises as `draws` and `jointly` do."""
-        return self.cell(paired_difference(scores, minus), stratum)
-
-    def around(self, mean: float, draws: NDArray[np.float64], n: int, missing: int = 0) -> Cell:
+    def around(self, mean: float, draws: NDArray[np.float64], n: int, missing: int = 0) -> Estimate:
         """Returns `mean` with the central `level` of `draws` as its interval."""
         low, high = np.quantile(draws, self.tails)
-        return Cell(mean, float(low), float(high), n, missing)
+        return Estimate(mean=mean, low=float(low), high=float(high), n=n, missing=missing)
 
     @property
     def tails(self) -> tuple[float, float]:

@@ -4,80 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flow_opd.errors import DataError
-from flow_opd.protocols import Reward
+from flow_opd.evaluation.results import Metric
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One number per image, with everything a reader needs to compare it with other people's."""
-
-    name: str
-    label: str
-    domain: str  # the prompts on which it counts
-    scale: tuple[float | None, float | None]  # lowest and highest value; PickScore has no sharp ends
-    divisor: float | None  # its weight in the average is 1 / (4 divisor); None = not part of it
-    decimals: int
-    definition: str
-    by_tag: bool = False  # the score is the mean over the tags of its prompts of a tag's mean
+if TYPE_CHECKING:
+    from flow_opd.protocols import Reward
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(
-        "geneval",
-        "GenEval",
-        "composition",
-        (0.0, 1.0),
-        1.0,
-        3,
-        "strict: 1 if every object, count, colour and position of the caption is there, else 0; "
+        name="geneval",
+        label="GenEval",
+        domain="composition",
+        scale=(0.0, 1.0),
+        divisor=1.0,
+        decimals=3,
+        definition="strict: 1 if every object, count, colour and position of the caption is there, else 0; "
         "mean over the tags of a tag's mean",
         by_tag=True,
     ),
     Metric(
-        "geneval_continuous",
-        "GenEval (continuous)",
-        "composition",
-        (0.0, 1.0),
-        None,
-        3,
-        "the share of the caption's requirements that are met; mean over the tags of a tag's mean",
+        name="geneval_continuous",
+        label="GenEval (continuous)",
+        domain="composition",
+        scale=(0.0, 1.0),
+        divisor=None,
+        decimals=3,
+        definition="the share of the caption's requirements that are met; mean over the tags of a tag's mean",
         by_tag=True,
     ),
     Metric(
-        "ocr",
-        "OCR",
-        "text",
-        (0.0, 1.0),
-        1.0,
-        3,
-        "1 - edit distance / length between the word asked for and the word read, at least 0",
+        name="ocr",
+        label="OCR",
+        domain="text",
+        scale=(0.0, 1.0),
+        divisor=1.0,
+        decimals=3,
+        definition="1 - edit distance / length between the word asked for and the word read, at least 0",
     ),
     Metric(
-        "deqa",
-        "DeQA",
-        "quality",
-        (1.0, 5.0),
-        5.0,
-        2,
-        "expected level of no-reference quality, from 1 (bad) to 5 (excellent), not divided by 5",
+        name="deqa",
+        label="DeQA",
+        domain="quality",
+        scale=(1.0, 5.0),
+        divisor=5.0,
+        decimals=2,
+        definition="expected level of no-reference quality, from 1 (bad) to 5 (excellent), not divided by 5",
     ),
     Metric(
-        "pickscore",
-        "PickScore",
-        "preference",
-        (0.0, 30.0),
-        26.0,
-        2,
-        "raw: logit scale times the cosine of picture and caption, not divided by 26",
+        name="pickscore",
+        label="PickScore",
+        domain="preference",
+        scale=(0.0, 30.0),
+        divisor=26.0,
+        decimals=2,
+        definition="raw: logit scale times the cosine of picture and caption, not divided by 26",
     ),
 )
 
 
-READINGS = {"geneval": "geneval_strict"}
-"""Metric -> what its reward reports it as, where that has another name."""
+REPORTED_AS = {"geneval": "geneval_strict"}
+"""Metric -> the name under which its reward reports it, where that is another."""
 
 
 def metrics_of(rewards: Sequence[Reward], domain: str) -> tuple[Metric, ...]:
@@ -89,10 +78,21 @@ def metrics_of(rewards: Sequence[Reward], domain: str) -> tuple[Metric, ...]:
     """
     ours = {metric.name for metric in METRICS}
     others = [each for each in rewards if each.name not in ours]
-    definition = "as its reward gives it"
     return (
         *METRICS,
-        *(Metric(each.name, each.name, domain, _ends(each.scale), None, 3, definition) for each in others),
+        *(_plain_metric(each, domain) for each in others),
+    )
+
+
+def _plain_metric(reward: Reward, domain: str) -> Metric:
+    return Metric(
+        name=reward.name,
+        label=reward.name,
+        domain=domain,
+        scale=_ends(reward.scale),
+        divisor=None,
+        decimals=3,
+        definition="as its reward gives it",
     )
 
 

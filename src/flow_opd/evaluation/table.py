@@ -1,119 +1,30 @@
-"""The results table: rows of policies, paired differences, retained gains; the content of results.json."""
+"""From per-image scores to tables: estimates, paired differences and retained gains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flow_opd.config.evaluate import RolesSettings
 from flow_opd.errors import DataError, nearest
-from flow_opd.evaluation.intervals import Bootstrap, Cell, Scores, paired_difference
-from flow_opd.evaluation.metrics import Metric, average_score, averaged_metrics, find_metric
-from flow_opd.evaluation.protocol import ProtocolCard
-from flow_opd.evaluation.retention import Retention, retained_gain
+from flow_opd.evaluation.intervals import Bootstrap, Scores, jointly, paired_difference
+from flow_opd.evaluation.metrics import average_score, averaged_metrics, find_metric
+from flow_opd.evaluation.results import Difference, Estimate, Metric, ProtocolCard, Results, Retention, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ScoresByDomain = Mapping[str, Mapping[str, Scores]]  # domain -> metric -> scores
-
-
-@dataclass(frozen=True)
-class Row:
-    """One policy: every metric on every domain where it was measured, and the average score."""
-
-    name: str
-    cells: Mapping[str, Mapping[str, Cell]]  # domain -> metric -> cell
-    average: Cell | None  # None = some metric of the average was not measured on its own prompts
-    tags: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # metric of tags -> tag -> cell
-
-    def own(self, metrics: Sequence[Metric]) -> dict[str, Cell]:
-        """Returns metric name -> cell on the metric's own prompts, where measured."""
-        return {
-            metric.name: self.cells[metric.domain][metric.name]
-            for metric in metrics
-            if metric.name in self.cells.get(metric.domain, {})
-        }
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first row minus the second, over the same prompts and seeds."""
-
-    pair: tuple[str, str]
-    metric: str  # or "average"
-    domain: str | None  # None for the average
-    cell: Cell
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which row plays which role."""
-
-    base: str
-    student: str | None = None  # None = the teachers themselves are judged
-    merge: str | None = None
-    teachers: Mapping[str, str] = field(default_factory=dict)  # domain -> row
-    baselines: tuple[str, ...] = ()  # what else the student is compared with
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Returns the differences worth telling: along base, merge, student; to teachers and baselines."""
-        if self.student is None:
-            others = [*([self.merge] if self.merge is not None else []), *self.baselines]
-            return [(name, self.base) for name in (*self.teachers.values(), *others)]
-        pairs = [(self.student, self.base)]
-        if self.merge is not None:
-            pairs += [(self.student, self.merge), (self.merge, self.base)]
-        return pairs + [(self.student, other) for other in (*self.teachers.values(), *self.baselines)]
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that an evaluation has found out."""
-
-    rows: tuple[Row, ...]
-    differences: tuple[Difference, ...]
-    retention: Mapping[str, Retention]  # domain -> retained gain
-    roles: Roles
-    protocol: ProtocolCard
-    wall_seconds: float
-    peak_rss_mb: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON data in the layout of results.json."""
-        return {
-            "rows": [self._row_json(row) for row in self.rows],
-            "differences": [
-                {"pair": list(item.pair), "metric": item.metric, "domain": item.domain, **asdict(item.cell)}
-                for item in self.differences
-            ],
-            "retention": {domain: asdict(item) for domain, item in self.retention.items()},
-            "average": {row.name: asdict(row.average) for row in self.rows if row.average is not None},
-            "roles": asdict(self.roles),
-            "protocol": self.protocol.to_json(),
-            "wall_seconds": self.wall_seconds,
-            "peak_rss_mb": self.peak_rss_mb,
-        }
-
-    def _row_json(self, row: Row) -> dict[str, Any]:
-        own = row.own(self.protocol.metrics)
-        return {
-            "name": row.name,
-            "metrics": {name: asdict(cell) for name, cell in own.items()},
-            "average": None if row.average is None else asdict(row.average),
-            "cells": {
-                domain: {name: asdict(cell) for name, cell in cells.items()}
-                for domain, cells in row.cells.items()
-            },
-            "tags": {
-                name: {tag: asdict(cell) for tag, cell in cells.items()} for name, cells in row.tags.items()
-            },
-        }
 
 
 def build_results(
     scores: Mapping[str, ScoresByDomain],
     *,
-    roles: Roles,
+    roles: RolesSettings,
     protocol: ProtocolCard,
     wall_seconds: float,
     peak_rss_mb: float,
@@ -138,7 +49,7 @@ def build_results(
                 allowed=", ".join(scores),
                 fix=f"evaluate it, or name another row.{nearest(name, scores)}",
             )
-    bootstrap = protocol.bootstrap()
+    bootstrap = Bootstrap(protocol.bootstrap_seed, protocol.bootstrap_resamples, protocol.level)
     measured = {name: _applicable(domains, protocol.metrics) for name, domains in scores.items()}
     return Results(
         rows=tuple(_row(name, domains, bootstrap, protocol.metrics) for name, domains in measured.items()),
@@ -169,7 +80,7 @@ def _applicable(domains: ScoresByDomain, metrics: Sequence[Metric]) -> dict[str,
 
 def _row(name: str, domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequence[Metric]) -> Row:
     cells = {
-        domain: {metric: bootstrap.cell(scores, domain) for metric, scores in by_metric.items()}
+        domain: {metric: bootstrap.estimate(scores, domain) for metric, scores in by_metric.items()}
         for domain, by_metric in domains.items()
     }
     tags = {
@@ -177,15 +88,21 @@ def _row(name: str, domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequ
         for metric in metrics
         if metric.by_tag and metric.name in domains.get(metric.domain, {})
     }
-    return Row(name, cells, _average(domains, bootstrap, metrics), tags)
+    own = {
+        metric.name: cells[metric.domain][metric.name]
+        for metric in metrics
+        if metric.name in cells.get(metric.domain, {})
+    }
+    average = _average(domains, bootstrap, metrics)
+    return Row(name=name, metrics=own, average=average, cells=cells, tags=tags)
 
 
-def _tags(scores: Scores, bootstrap: Bootstrap, domain: str) -> dict[str, Cell]:
+def _tags(scores: Scores, bootstrap: Bootstrap, domain: str) -> dict[str, Estimate]:
     """Mean and interval of each tag with two judged prompts or more; fewer have no interval."""
-    return {tag: bootstrap.cell(one, domain) for tag, one in scores.by_tag() if len(set(one.judged)) > 1}
+    return {tag: bootstrap.estimate(one, domain) for tag, one in scores.by_tag() if len(set(one.judged)) > 1}
 
 
-def _average(domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequence[Metric]) -> Cell | None:
+def _average(domains: ScoresByDomain, bootstrap: Bootstrap, metrics: Sequence[Metric]) -> Estimate | None:
     """The average score, domains resampled independently; linear, so differences of scores go in as well."""
     divisors = averaged_metrics(metrics)
     own = {name: find_metric(name, metrics).domain for name in divisors}
@@ -218,14 +135,21 @@ def _differences(
     }
     average = _average(common, bootstrap, metrics)
     if average is not None:
-        yield Difference(pair, "average", None, average)
+        yield _difference(pair, "average", None, average)
     for domain, by_metric in common.items():
         for name, scores in by_metric.items():
-            yield Difference(pair, name, domain, bootstrap.cell(scores, domain))
+            yield _difference(pair, name, domain, bootstrap.estimate(scores, domain))
+
+
+def _difference(pair: tuple[str, str], metric: str, domain: str | None, estimate: Estimate) -> Difference:
+    return Difference(pair=pair, metric=metric, domain=domain, **dict(estimate))
 
 
 def _retention(
-    measured: Mapping[str, ScoresByDomain], roles: Roles, bootstrap: Bootstrap, metrics: Sequence[Metric]
+    measured: Mapping[str, ScoresByDomain],
+    roles: RolesSettings,
+    bootstrap: Bootstrap,
+    metrics: Sequence[Metric],
 ) -> dict[str, Retention]:
     """Retained gain per domain that has a teacher, on the domain's metric of the average score."""
     kept: dict[str, Retention] = {}
@@ -248,3 +172,112 @@ def _retention(
             bootstrap=bootstrap,
         )
     return kept
+
+
+def retained_gain(
+    base: Scores,
+    teacher: Scores,
+    student: Scores,
+    *,
+    metric: str,
+    teacher_name: str,
+    domain: str,
+    bootstrap: Bootstrap,
+) -> Retention:
+    """Returns the share of the teacher's gain that the student keeps, over the images that all three share.
+
+    It is (student - base) / (teacher - base). The interval is Fieller's set with bootstrap quantiles in place
+    of Student's: all r for which the interval of (student - base) - r (teacher - base) holds zero. It is
+    bounded exactly when the interval of the teacher's gain lies above zero; otherwise the ratio says nothing
+    and its numbers are None.
+
+    Source: Fieller 1954, "Some problems in interval estimation".
+
+    Raises:
+        DataError: if the three are not about the same (prompt, seed) pairs.
+    """
+    base, teacher, student = jointly(base, teacher, student)
+    kept, offered = paired_difference(student, base), paired_difference(teacher, base)
+    student_gain, teacher_gain = bootstrap.estimate(kept, domain), bootstrap.estimate(offered, domain)
+    mean = low = high = None
+    if teacher_gain.low > 0:
+        mean = student_gain.mean / teacher_gain.mean
+        low, high = ratio_interval(
+            bootstrap.draws(kept, domain), bootstrap.draws(offered, domain), mean, bootstrap.tails
+        )
+    return Retention(
+        metric=metric,
+        teacher=teacher_name,
+        mean=mean,
+        low=low,
+        high=high,
+        n=kept.n,
+        teacher_gain=teacher_gain,
+        student_gain=student_gain,
+    )
+
+
+def ratio_interval(
+    above: NDArray[np.float64], below: NDArray[np.float64], ratio: float, tails: tuple[float, float]
+) -> tuple[float, float]:
+    """Returns the ends of all r for which the interval of above - r below holds zero.
+
+    Args:
+        above, below: paired resampled means, [R]; the lower quantile of `below` must be positive.
+        ratio: the point estimate, inside the interval.
+        tails: lower and upper quantile, such as (0.025, 0.975).
+    """
+    lower, upper = tails
+    assert np.quantile(below, lower) > 0, "the ratio is unbounded"
+    low = _boundary(above, below, ratio, -1.0, lower)
+    high = _boundary(above, below, ratio, 1.0, upper)
+    return low, high
+
+
+def _boundary(
+    above: NDArray[np.float64], below: NDArray[np.float64], ratio: float, direction: float, quantile: float
+) -> float:
+    """The r on one side of `ratio` where the quantile of above - r below crosses zero, by bisection."""
+
+    def inside(r: float) -> bool:
+        return bool(direction * np.quantile(above - r * below, quantile) >= 0)
+
+    reach = 1e-3
+    while inside(ratio + direction * reach):
+        reach *= 2
+    near, far = 0.0, reach
+    for _ in range(50):
+        middle = (near + far) / 2
+        near, far = (middle, far) if inside(ratio + direction * middle) else (near, middle)
+    return ratio + direction * near
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """What a reward says of the pictures of an adapter."""
+
+    name: str  # of the adapter
+    reward: str
+    mean: float
+    low: float  # of the 95 % interval, which resamples prompts
+    high: float
+    images: int  # that were judged
+
+
+class ScoreTable(list[ScoreRow]):
+    """A row for each adapter and reward."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns the rows as a pandas data frame; pandas has to be installed."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self])
+
+    def __str__(self) -> str:
+        """Returns a line for each row."""
+        width = max((len(row.name) for row in self), default=0)
+        lines = [
+            f"{row.name:{width}}  {row.reward}  {row.mean:.4g}  ({row.low:.4g} to {row.high:.4g})"
+            for row in self
+        ]
+        return "\n".join(lines)

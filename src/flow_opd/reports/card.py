@@ -10,10 +10,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flow_opd.config.locations import ASSET
-from flow_opd.reports.numbers import seeds_by_domain
+from flow_opd.evaluation.results import Results
 from flow_opd.reports.recipe import Cost, ledger
-from flow_opd.reports.run import Results
-from flow_opd.reports.tables import results_markdown
+from flow_opd.reports.tables import results_markdown, seeds_by_domain
 
 TAGS = ("flow-opd", "lora", "on-policy-distillation", "flow-matching", "text-to-image")
 # Licences that come with a base: identifier, name and address as the hub's metadata wants them.
@@ -167,16 +166,16 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
     student, protocol = results.row(results.roles.student), results.protocol
     found = []
     for metric in results.columns:
-        cell = student.metrics.get(metric.name) if student else None
+        score = student.metrics.get(metric.name) if student else None
         file = protocol.prompts.get(metric.domain)
-        if cell is None or file is None:
+        if score is None or file is None:
             continue
         judge = protocol.judges.get(metric.name, "")
         own = judge.startswith(ASSET)  # the miniature's own model, whose scores are its own, too
         arguments: dict[str, Any] = {
-            "interval": [round(cell.low, 4), round(cell.high, 4)],
+            "interval": [round(score.low, 4), round(score.high, 4)],
             "level": protocol.level,
-            "images": cell.n,
+            "images": score.n,
             "sampling_steps": protocol.steps,
             "guidance": protocol.guidance.get(results.roles.student),
             "resolution": list(protocol.resolution),
@@ -192,7 +191,7 @@ def _eval_results(results: Results | None) -> list[EvalResult]:
                 dataset_revision=file.sha256[:12],
                 metric_type=metric.name,
                 metric_name=f"{metric.label} by the miniature's own judge" if own else metric.label,
-                metric_value=round(cell.mean, 4),
+                metric_value=round(score.mean, 4),
                 metric_args=arguments,
             )
         )

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flow_opd.errors import DataError
 from flow_opd.files import atomic_folder, write_json
+from flow_opd.layout import PICTURE_LIST
 
 INK, MUTED, PAPER = (27, 31, 36), (101, 109, 118), (255, 255, 255)
 
@@ -66,7 +67,7 @@ def save_pictures(pictures: Pictures, folder: Path) -> None:
                     "notes": row.notes,
                 }
             )
-        write_json(staging / "pictures.json", {"columns": pictures.columns, "rows": entries})
+        write_json(staging / PICTURE_LIST, {"columns": pictures.columns, "rows": entries})
 
 
 def load_pictures(folder: Path) -> Pictures | None:
@@ -75,7 +76,7 @@ def load_pictures(folder: Path) -> Pictures | None:
     Raises:
         DataError: if the list or a strip is damaged.
     """
-    listing = folder / "pictures.json"
+    listing = folder / PICTURE_LIST
     if not listing.is_file():
         return None
     try:

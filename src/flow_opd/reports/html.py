@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,100 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flow_opd.errors import DataError
+from flow_opd.evaluation.metrics import find_metric
+from flow_opd.evaluation.results import Difference, Estimate, Results, load_results
 from flow_opd.files import write_text
-from flow_opd.reports import numbers, plots
-from flow_opd.reports.grid import Pictures, png_bytes
-from flow_opd.reports.run import Cell, Metric, Results, Run, load_run
+from flow_opd.layout import CONFIG, MANIFEST, METRICS, PICTURES, REPORT, RESULTS
+from flow_opd.reports import plots, tables
+from flow_opd.reports.grid import Pictures, load_pictures, png_bytes
 
 TILE_WIDTH = 96  # pixels on the page
 
 
-def write_report(folder: Path, commands: Sequence[str] = ()) -> Path:
+@dataclass(frozen=True)
+class Run:
+    """Everything in a run folder that a report shows; all but the results may be missing."""
+
+    name: str
+    results: Results
+    curves: dict[str, list[tuple[float, float]]]  # key -> (step, value) in the order of the file
+    config: str | None
+    pictures: Pictures | None
+    manifest: dict[str, Any]
+
+
+def load_run(folder: Path) -> Run:
+    """Returns the content of a run folder.
+
+    Raises:
+        DataError: if results.json is missing, or any file is there and malformed.
+    """
+    config = folder / CONFIG
+    return Run(
+        name=folder.resolve().name,
+        results=load_results(folder / RESULTS),
+        curves=load_curves(folder / METRICS),
+        config=config.read_text(encoding="utf-8") if config.is_file() else None,
+        pictures=load_pictures(folder / PICTURES),
+        manifest=_load_manifest(folder / MANIFEST),
+    )
+
+
+def load_curves(file: Path) -> dict[str, list[tuple[float, float]]]:
+    """Returns key -> (step, value) from a metrics.jsonl; no curves where there is no file.
+
+    Raises:
+        DataError: with the line number, if a line is no object of numbers with a step.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if not file.is_file():
+        return curves
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            step = float(entry.pop("step"))
+            entry.pop("time", None)
+            for key, value in entry.items():
+                curves.setdefault(key, []).append((step, float(value)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{file.name}:{number} is not a line of metrics",
+                value=line[:80],
+                allowed='an object such as {"step": 1, "time": 0.5, "loss": 0.1}, numbers only',
+                fix="remove the line, or train again",
+            ) from error
+    return curves
+
+
+def _load_manifest(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            "a damaged manifest", value=str(file), allowed="JSON", fix="write it again or remove it"
+        ) from error
+    if not isinstance(manifest, dict):
+        raise DataError(
+            "a manifest that is no object", value=str(file), allowed="a JSON object", fix="remove it"
+        )
+    return manifest
+
+
+def write_report(folder: Path) -> Path:
     """Writes report.html into a run folder, atomically, and returns its path.
 
     Args:
         folder: holds results.json; metrics.jsonl, config.yaml, images/ and manifest.json are shown if there.
-        commands: shell lines that make this run again.
 
     Raises:
         DataError: if results.json is missing, a file is malformed, or the folder cannot be written.
     """
-    page = render_report(load_run(folder), commands)
-    target = folder / "report.html"
+    page = render_report(load_run(folder))
+    target = folder / REPORT
     try:
         write_text(target, page)
     except OSError as error:
@@ -43,7 +118,7 @@ def write_report(folder: Path, commands: Sequence[str] = ()) -> Path:
     return target
 
 
-def render_report(run: Run, commands: Sequence[str] = ()) -> str:
+def render_report(run: Run) -> str:
     """Returns the page as HTML."""
     environment = Environment(
         loader=PackageLoader("flow_opd.reports"),
@@ -53,41 +128,40 @@ def render_report(run: Run, commands: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        num=numbers.number,
-        signed=numbers.signed,
-        interval=numbers.interval,
-        percent=numbers.percent,
-        duration=numbers.duration,
-        seeds_by_domain=numbers.seeds_by_domain,
-        images_per_prompt=numbers.images_per_prompt,
+        num=tables.number,
+        signed=tables.signed,
+        interval=tables.interval,
+        percent=tables.percent,
+        duration=tables.duration,
+        seeds_by_domain=tables.seeds_by_domain,
+        images_per_prompt=tables.images_per_prompt,
     )
     results = run.results
     return environment.get_template("report.html.j2").render(
         run=run,
         results=results,
         protocol=results.protocol,
-        headline=numbers.headline(results),
+        headline=tables.headline(results),
         columns=_score_columns(results),
-        tagged=[table for one in results.columns if (table := numbers.tag_table(results, one))],
+        tagged=[table for one in results.columns if (table := tables.tag_table(results, one))],
         forest=_forest(results),
         kept=_kept(results),
         panels=[(panel, Markup(panel.svg)) for panel in plots.curve_panels(run.curves)],
         pictures=_tiles(run.pictures),
         tile_width=TILE_WIDTH,
-        commands=commands,
         facts=_facts(run.manifest),
     )
 
 
 def _score_columns(results: Results) -> list[dict[str, Any]]:
     """The columns of the main table, each entry with its interval's place on the column's own scale."""
-    best = numbers.best_rows(results)
+    best = tables.best_rows(results)
     columns = [(one.name, one.label, one.domain, one.decimals) for one in results.columns]
-    columns.append(("average", "Average", "all", numbers.AVERAGE_DECIMALS))
+    columns.append(("average", "Average", "all", tables.AVERAGE_DECIMALS))
     described = []
     for metric, label, domain, decimals in columns:
-        cells = {row.name: numbers.cell_of(row, metric) for row in results.rows}
-        measured = [cell for cell in cells.values() if cell is not None]
+        estimates = {row.name: tables.estimate_of(row, metric) for row in results.rows}
+        measured = [one for one in estimates.values() if one is not None]
         low, high = (
             min((one.low for one in measured), default=0),
             max((one.high for one in measured), default=1),
@@ -98,29 +172,27 @@ def _score_columns(results: Results) -> list[dict[str, Any]]:
                 "domain": domain,
                 "decimals": decimals,
                 "best": best.get(metric),
-                "cells": {name: cell and _placed(cell, low, high) for name, cell in cells.items()},
+                "entries": {name: one and _placed(one, low, high) for name, one in estimates.items()},
             }
         )
     return described
 
 
-def _placed(cell: Cell, low: float, high: float) -> dict[str, Any]:
+def _placed(one: Estimate, low: float, high: float) -> dict[str, Any]:
     """A table entry with the ends and the middle of its interval in percent of a track from low to high."""
-    left, middle, right = (plots.span_percent(value, low, high) for value in (cell.low, cell.mean, cell.high))
-    return {"cell": cell, "left": left, "middle": middle, "width": right - left}
+    left, middle, right = (plots.span_percent(value, low, high) for value in (one.low, one.mean, one.high))
+    return {"estimate": one, "left": left, "middle": middle, "width": right - left}
 
 
 def _forest(results: Results) -> Markup | None:
     """The paired differences, one panel per metric on its own prompts, the average first."""
     pairs = list(dict.fromkeys(one.pair for one in results.differences))
     titles = {"average": "average", **{one.name: one.label for one in results.columns}}
-    panels: dict[str, list[plots.Effect | None]] = {}
+    panels: dict[str, list[Difference | None]] = {}
     for metric, title in titles.items():
         found = [results.difference(pair, metric) for pair in pairs]
         if any(found):
-            panels[title] = [
-                None if one is None else plots.Effect(one.mean, one.low, one.high) for one in found
-            ]
+            panels[title] = found
     if not panels:
         return None
     return Markup(plots.forest(panels, [f"{first} − {second}" for first, second in pairs]))
@@ -128,26 +200,19 @@ def _forest(results: Results) -> Markup | None:
 
 def _kept(results: Results) -> dict[str, Any]:
     """The retained gains on one track from 0 to a little above the highest, with 100 % marked."""
-    ends = [one.high for one in results.retention.values() if one.high is not None]
-    starts = [one.low for one in results.retention.values() if one.low is not None]
-    low, high = min([0.0, *starts]), max([1.2, *ends])
-    rows = []
-    for domain, one in results.retention.items():
-        track = None
-        if one.mean is not None and one.low is not None and one.high is not None:
-            track = _placed(Cell(mean=one.mean, low=one.low, high=one.high, n=one.n), low, high)
-        rows.append(
-            {"domain": domain, "retention": one, "metric": _metric(results, one.metric), "track": track}
-        )
+    shares = {domain: one.share for domain, one in results.retention.items()}
+    known = [share for share in shares.values() if share is not None]
+    low, high = min([0.0, *(one.low for one in known)]), max([1.2, *(one.high for one in known)])
+    rows = [
+        {
+            "domain": domain,
+            "retention": one,
+            "metric": find_metric(one.metric, results.protocol.metrics),
+            "track": None if (share := shares[domain]) is None else _placed(share, low, high),
+        }
+        for domain, one in results.retention.items()
+    ]
     return {"rows": rows, "all": plots.span_percent(1.0, low, high)}
-
-
-def _metric(results: Results, name: str) -> Metric:
-    for metric in results.protocol.metrics:
-        if metric.name == name:
-            return metric
-    known = ", ".join(metric.name for metric in results.protocol.metrics)
-    raise DataError("a metric without a definition", value=name, allowed=known, fix="evaluate the run again")
 
 
 def _tiles(pictures: Pictures | None) -> dict[str, Any] | None:

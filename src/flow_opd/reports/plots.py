@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from flow_opd.evaluation.results import Estimate
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -67,35 +69,26 @@ class Panel:
     svg: str
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A difference with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def forest(panels: Mapping[str, Sequence[Effect | None]], labels: Sequence[str]) -> str:
+def forest(panels: Mapping[str, Sequence[Estimate | None]], labels: Sequence[str]) -> str:
     """Returns a forest plot as SVG: a panel per metric on its own scale, a line per pair, zero marked.
 
     An interval above zero is green, one below red, one that holds zero grey.
 
     Args:
-        panels: metric -> one effect per label, None where not measured.
+        panels: metric -> one difference per label, None where not measured.
         labels: names of the pairs, from top to bottom.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 0.75 + 0.3 * len(labels)), layout=ConstrainedLayoutEngine(wspace=0.06))
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (title, effects) in zip(axes, panels.items(), strict=True):
+        for axis, (title, differences) in zip(axes, panels.items(), strict=True):
             axis.set_title(title, fontsize=9.5, color=INK, loc="left")
             axis.axvline(0, color=MUTED, linewidth=1)
-            for place, effect in enumerate(effects):
-                if effect is not None:
-                    color = GOOD if effect.low > 0 else BAD if effect.high < 0 else EVEN
-                    axis.plot([effect.low, effect.high], [place, place], color=color, linewidth=2.2)
-                    axis.plot([effect.mean], [place], "o", color=color, markersize=5)
+            for place, one in enumerate(differences):
+                if one is not None:
+                    color = GOOD if one.low > 0 else BAD if one.high < 0 else EVEN
+                    axis.plot([one.low, one.high], [place, place], color=color, linewidth=2.2)
+                    axis.plot([one.mean], [place], "o", color=color, markersize=5)
             axis.set_yticks(range(len(labels)), labels, color=INK)
             axis.set_ylim(len(labels) - 0.5, -0.5)
             axis.locator_params(axis="x", nbins=4)

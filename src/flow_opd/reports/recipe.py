@@ -12,7 +12,7 @@ from flow_opd.config.rewards import RewardSettings
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.reports.numbers import duration, percent
+from flow_opd.reports.tables import duration, percent
 
 Training = DistillSettings | SFTSettings | TeacherSettings
 

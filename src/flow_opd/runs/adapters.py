@@ -95,7 +95,7 @@ def merge_adapters(
     """
     if isinstance(method, str):
         named = {"name": method, **({} if rank is None else {"rank": rank})}
-        chosen = from_values({"method": named}, _MethodAlone).method.build()
+        chosen = from_values({"method": named}, _MethodAlone, source="merge").method.build()
         chosen = chosen if alpha is None else replace(chosen, alpha=alpha)
     elif isinstance(method, MergeMethodSettings):
         chosen = method.build()

@@ -12,6 +12,7 @@ import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.adapters.sharding import shard_base
 from flow_opd.backbones import loading
 from flow_opd.backbones.compute import choose_device
 from flow_opd.config.common import (
@@ -20,6 +21,7 @@ from flow_opd.config.common import (
     EmbeddingSettings,
     TrainingComputeSettings,
 )
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import ASSET
 from flow_opd.layout import EMBEDDINGS
 from flow_opd.method.policy import Policy
@@ -74,6 +76,24 @@ class Base:
             lockstep=self.is_sharded,
         )
 
+    def shard(self) -> None:
+        """Splits the frozen weights over the processes, if the settings say so; no adapter may come later."""
+        if self.is_sharded:
+            shard_base(self.backbone.transformer, self.processes)
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Takes the adapters off again that were put on the base inside, if what is done there is refused."""
+        before, student = set(self.bank.names), self.bank.student
+        try:
+            yield
+        except BaseException:
+            for name in set(self.bank.names) - before:
+                self.bank.remove(name)
+            if student is not None:
+                self.bank.train(student)
+            raise
+
     @contextmanager
     def with_adapter(self, lora: LoraWeights | None) -> Iterator[str | None]:
         """Holds an adapter for a while and yields its name in the bank; None for the bare base.
@@ -109,13 +129,17 @@ class Base:
 
 
 def load_base(
-    path: str,
+    path: str | Path,
     *,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_sequence_length: int | None = None,
     resolution: int | None = None,
     revision: str | None = None,
+    variant: str | None = None,
     embedded_guidance: float | None = None,
+    backbone: str | None = None,
+    t5: bool = True,
+    offline: bool = False,
     compute: ComputeSettings | None = None,
 ) -> Base:
     """Returns a frozen pipeline, ready for adapters.
@@ -126,22 +150,31 @@ def load_base(
         max_sequence_length: T5 tokens of a prompt; None takes 0 for the miniature, which has no T5, and 128.
         resolution: height and width of the images in pixels; None takes the size that the base was made for.
         revision: branch, tag or commit of a hub repository.
+        variant: of the files of its weights, such as 'fp16'.
         embedded_guidance: that a guidance-distilled base (FLUX.1-dev) reads as an input.
+        backbone: 'package.module:Name' of what works with it; None goes by its pipeline class.
+        t5: loads the T5 encoder where the base has one.
+        offline: never asks the hub.
         compute: device, memory and speed; None takes an accelerator where there is one.
 
     Raises:
         ConfigError: if it cannot be had, is no pipeline that we know, or cannot be used as asked.
     """
     if max_sequence_length is None:
-        max_sequence_length = 0 if path.startswith(ASSET) else 128
-    settings = BaseModelSettings(
-        path=path,
-        dtype=dtype,
-        max_sequence_length=max_sequence_length,
-        resolution=resolution,
-        revision=revision,
-        embedded_guidance=embedded_guidance,
-    )
+        max_sequence_length = 0 if str(path).startswith(ASSET) else 128
+    values = {
+        "path": str(path),
+        "dtype": dtype,
+        "max_sequence_length": max_sequence_length,
+        "resolution": resolution,
+        "revision": revision,
+        "variant": variant,
+        "embedded_guidance": embedded_guidance,
+        "backbone": backbone,
+        "t5": t5,
+        "offline": offline,
+    }
+    settings = from_values(values, BaseModelSettings, source="load_base")
     return Base.load(settings, compute or TrainingComputeSettings())
 
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,22 @@ PLAIN = (str, int, float, bool, type(None), Mapping, list, tuple, partial, torch
 """What is known by its content."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides the numbers of a training, as JSON values."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The hash of the values, 16 digits."""
+        return digest(self.values)[:16]
+
+
 def training_identity(
     kind: str, config: Settings, fields: Iterable[str], base: BaseModelSettings, parts: Mapping[str, Any]
-) -> str:
-    """Returns a hash of everything that decides the numbers of a training.
+) -> Identity:
+    """Returns everything that decides the numbers of a training.
 
     The output folder, the device, sizes of batches that change memory alone, the checkpoint interval,
     offline mode and where files lie do not change it. A base is known by the names and sizes of its weights
@@ -48,8 +60,7 @@ def training_identity(
     """
     method = config.model_dump(mode="json", include=set(fields) - HARMLESS)
     code = code_versions([config, base])
-    whole = {"kind": kind, "method": method, "code": code, "base": base_identity(base), **parts}
-    return digest(whole)[:16]
+    return Identity({"kind": kind, **method, "code": code, "base": base_identity(base), **parts})
 
 
 def digest(values: Mapping[str, Any]) -> str:

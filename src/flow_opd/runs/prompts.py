@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from flow_opd.config.common import PromptsSettings
+from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import locate
 from flow_opd.errors import DataError
 from flow_opd.prompts.jsonl import read_lines
@@ -22,7 +24,7 @@ def prompts_of(files: Sequence[PromptsSettings]) -> list[Prompt]:
     return [prompt for file in files for prompt in _load_file(file)]
 
 
-def load_prompts(*files: str, task: str | None = None, limit: int | None = None) -> list[Prompt]:
+def load_prompts(*files: str | Path, task: str | None = None, limit: int | None = None) -> list[Prompt]:
     """Returns the prompts of files, in order.
 
     Args:
@@ -35,7 +37,8 @@ def load_prompts(*files: str, task: str | None = None, limit: int | None = None)
         ConfigError: if a file does not exist.
         DataError: if one cannot be read as prompts.
     """
-    return prompts_of([PromptsSettings(path=file, task=task, limit=limit) for file in files])
+    named = [{"path": str(file), "task": task, "limit": limit} for file in files]
+    return prompts_of([from_values(values, PromptsSettings, source="load_prompts") for values in named])
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> list[Prompt]:
@@ -44,7 +47,8 @@ def as_prompts(prompts: Sequence[Prompt | str]) -> list[Prompt]:
     Raises:
         DataError: if there are none, or they are one sentence and no list of them.
     """
-    if isinstance(prompts, str) or not prompts:
+    listed = not isinstance(prompts, str) and isinstance(prompts, Sequence)
+    if not listed or not prompts or not all(isinstance(one, str | Prompt) for one in prompts):
         allowed, fix = "a list of prompts or sentences", "put what is drawn into a list"
         raise DataError("no prompts", value=prompts, allowed=allowed, fix=fix)
     return [Prompt(one, task="") if isinstance(one, str) else one for one in prompts]

@@ -42,4 +42,4 @@ def load_reward(
         ConfigError: if there is no such reward, or a setting does not fit it.
     """
     values = {"reward": {"name": name, **(settings or {})}}
-    return from_values(values, _RewardAlone).reward.build(device)
+    return from_values(values, _RewardAlone, source="load_reward").reward.build(device)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merging import merge
 from flow_opd.config.common import LoraSettings
+from flow_opd.config.distill import DistillConfig
 from flow_opd.config.merge import ColdStartSettings
+from flow_opd.config.state_weights import StateWeightsSettings
+from flow_opd.config.teacher import GRPOConfig
+from flow_opd.errors import ConfigError
+from flow_opd.method.rounds import PromptRounds
+from flow_opd.method.walk import Walks
+from flow_opd.method.walks import build_walks
+from flow_opd.protocols import PromptEncoder
 from flow_opd.runs.adapters import load_lora, print_report
 from flow_opd.runs.base import Base
 from flow_opd.runs.training import STUDENT
 from flow_opd.seeding import derived_seed
+from flow_opd.types import Prompt
 
 
 def first_weights(
@@ -55,8 +64,12 @@ def place_student(
         seed: of the run.
 
     Raises:
-        AdapterError: if the weights do not fit the base.
+        ConfigError: if the weights are something else.
+        AdapterError: if they do not fit the base.
     """
+    if not isinstance(start, LoraWeights | None):
+        fix = "load it with flow_opd.load_adapter, and give what that returns"
+        raise ConfigError("first weights of a student", value=start, allowed="an adapter, or None", fix=fix)
     name = base.bank.free_name(STUDENT)
     if start is None:
         base.bank.add(name, lora or LoraSettings(), derived_seed(seed, "lora"))
@@ -64,3 +77,39 @@ def place_student(
         base.bank.put(name, start)
     base.bank.train(name)
     return name, base.bank.weights(name)
+
+
+def student_walks(
+    base: Base,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    config: DistillConfig | GRPOConfig,
+    *,
+    per_round: int,
+    weights: StateWeightsSettings,
+    seed: int,
+) -> Walks:
+    """Returns how the student walks in a training.
+
+    Args:
+        base: that it is on.
+        encoder: of the prompts.
+        prompts: of which rounds are made.
+        config: sampling, shares of the tasks, micro-batches.
+        per_round: prompts of a round.
+        weights: of the states in a loss of velocities.
+        seed: of the run.
+
+    Raises:
+        ConfigError: if tasks and shares do not match, or the walk does not suit its dynamics.
+    """
+    return build_walks(
+        base.backbone,
+        encoder,
+        PromptRounds(prompts, derived_seed(seed, "prompts"), per_round, config.task_shares),
+        config.sampling,
+        weights=weights,
+        seed=seed,
+        micro_batch_size=config.micro_batch_size,
+        processes=base.processes,
+    )

@@ -112,6 +112,11 @@ class Experts:
             ConfigError: if there are none, a name is reserved or a task has two teachers.
             AdapterError: if an adapter does not fit the base.
         """
+        if not isinstance(teachers, Mapping):
+            given, fix = type(teachers).__name__, "name each teacher after its task"
+            raise ConfigError(
+                "teachers without names", value=given, allowed="a dict, name -> teacher", fix=fix
+            )
         self.base, self.encoder, self.guidance_scale = base, encoder, guidance_scale
         self.teachers = {name: _with_tasks(name, teacher) for name, teacher in teachers.items()}
         self.teacher_of_task = _owners(self.teachers)
@@ -153,16 +158,26 @@ class Experts:
     def identity(self, anchor: Anchor | None) -> dict[str, Any]:
         """Returns what a training with these experts is known by."""
         teachers = {
-            name: [self._identity(each.expert), sorted(each.tasks), each.guidance_scale, each.extrapolation]
+            name: {
+                "expert": self._identity(each.expert),
+                "tasks": sorted(each.tasks),
+                "guidance_scale": each.guidance_scale,
+                "extrapolation": each.extrapolation,
+            }
             for name, each in self.teachers.items()
         }
         known = None
         if anchor is not None:
             shared = isinstance(anchor.expert, str) and anchor.expert in self.teachers
             who = anchor.expert if shared else self._identity(anchor.expert)
-            known = [who, anchor.weight, anchor.share, anchor.guidance_scale]
+            known = {
+                "expert": who,
+                "weight": anchor.weight,
+                "share": anchor.share,
+                "guidance_scale": anchor.guidance_scale,
+            }
         router = None if self._router is None else part_identity(self._router)  # else the settings know it
-        return {"teachers": teachers, "anchor": known, "router": router}
+        return {"teachers": teachers, "anchor": known, "router_given": router}
 
     def _identity(self, expert: Expert) -> Any:
         """Returns what an expert is known by."""
@@ -186,6 +201,13 @@ class Experts:
                     fix="load it with flow_opd.load_adapter, and give what that returns",
                 )
             return expert, self.base.policy(expert, scale, encoder=self.encoder)
+        if not hasattr(expert, "velocity"):
+            raise ConfigError(
+                f"an expert that gives no velocities: {name}",
+                value=type(expert).__name__,
+                allowed="an adapter, the name of one on the base, or an object with a method `velocity`",
+                fix="load an adapter with flow_opd.load_adapter, and give what that returns",
+            )
         return expert, expert
 
 

@@ -15,8 +15,7 @@ import torch
 from flow_opd.config.base import Settings
 from flow_opd.config.common import PlaceSettings, TrainingConfig
 from flow_opd.config.file.reader import dump
-from flow_opd.config.recorded import HARMLESS, differences
-from flow_opd.errors import CheckpointError, ConfigError
+from flow_opd.errors import ConfigError
 from flow_opd.files import write_json
 from flow_opd.layout import ADAPTER, COLD_START, CONFIG, METRICS, TRAINING
 from flow_opd.processes import ALONE, Processes
@@ -27,6 +26,7 @@ from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 if TYPE_CHECKING:  # it takes peft along, which merges, cards and releases do without
     from flow_opd.adapters.lora import LoraWeights
     from flow_opd.runs.base import Base
+    from flow_opd.runs.identity import Identity
 
 STUDENT = "student"  # name of the adapter that is trained, in a bank
 
@@ -78,7 +78,7 @@ class Training:
         *,
         rounds: int,
         updates_per_round: int,
-        identity: str,
+        identity: Identity,
         place: Place,
         title: str,
         show: Sequence[str],
@@ -93,7 +93,7 @@ class Training:
             config: optimizer, average and checkpoints.
             rounds: of the whole training.
             updates_per_round: optimizer steps of a round.
-            identity: hash of all that a checkpoint must agree with.
+            identity: all that a checkpoint must agree with.
             place: where the training is kept.
             title: what is being trained, for the progress bar.
             show: names of the metrics beside the bar.
@@ -101,7 +101,7 @@ class Training:
         Raises:
             CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
         """
-        if not isinstance(rounds, int) or rounds < 1:
+        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
             allowed, fix = "whole numbers from 1", "say how long to train"
             raise ConfigError("rounds of a training", value=rounds, allowed=allowed, fix=fix)
         self.base = base
@@ -109,6 +109,8 @@ class Training:
         self.folder = place.folder
         self.history: list[dict[str, float]] = []
         """The metrics of each round that was trained here."""
+        self.keeps: object = None
+        """What has to last as long as the training."""
         self._title, self._show = title, tuple(show)
         base.bank.train(student)
         start = base.bank.weights(student)
@@ -118,18 +120,23 @@ class Training:
             objective=objective,
             settings=loop_settings(config, base, rounds=rounds, updates_per_round=updates_per_round),
             folder=place.folder,
-            identity=identity,
+            identity=identity.digest,
+            basis=identity.values,
             processes=base.processes,
         )
         if place.folder is None:
             return
-        resume_or_restart(self.trainer, place.record, resume=place.resume)
+        resume_or_restart(self.trainer, resume=place.resume)
         if place.record is not None:
             record(place.record, place.folder, base.processes)
         if base.processes.is_main:
             start.write(place.folder / COLD_START, base.settings.path)
             log = MetricsLog(place.folder / METRICS, resume_step=self.trainer.progress.step)
             self.trainer.callbacks.append(log)
+
+    def __repr__(self) -> str:
+        """Returns what is trained, and how far it is."""
+        return f"Training({self._title}: {self.round} of {self.trainer.settings.rounds} rounds)"
 
     @property
     def round(self) -> int:
@@ -179,7 +186,16 @@ class Training:
         if self.base.bank.student != self.student:
             self.base.bank.train(self.student)
 
+    def close(self) -> None:
+        """Takes the student off the base, with its gradients and optimizer state; the training is over then.
+
+        Adapters of teachers stay: another training may share them.
+        """
+        self.base.bank.remove(self.student)
+        self.keeps = None
+
     def _note(self, metrics: dict[str, float]) -> None:
+        self.history = [each for each in self.history if each["round"] < self.round]  # it may have gone back
         self.history.append({"round": self.round, **metrics})
 
     def _finish(self) -> None:
@@ -215,28 +231,19 @@ def loop_settings(
     )
 
 
-def resume_or_restart(trainer: Trainer, settings: Settings | None = None, *, resume: bool) -> None:
+def resume_or_restart(trainer: Trainer, *, resume: bool) -> None:
     """Goes back to the newest checkpoint, or forgets all of them.
 
     Args:
         trainer: ready to begin, with a folder.
-        settings: of the run; what differs from those in its folder is named where a resume is refused.
         resume: whether to go back.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or of another training; the folder stays as it was.
     """
     assert trainer.checkpoints is not None
-    assert trainer.folder is not None
     if not resume and trainer.processes.is_main:
         shutil.rmtree(trainer.checkpoints.folder, ignore_errors=True)
     trainer.processes.wait()
-    if not resume:
-        return
-    try:
+    if resume:
         trainer.resume()
-    except CheckpointError as refusal:
-        found = [] if settings is None else differences(trainer.folder / CONFIG, settings, but=HARMLESS)
-        raise CheckpointError(
-            f"{refusal} Differs: {'; '.join(found)}." if found else str(refusal)
-        ) from refusal

@@ -19,15 +19,14 @@ from flow_opd.config.recorded import recorded
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import AdapterError, ConfigError
+from flow_opd.evaluation.results import Results, load_results
 from flow_opd.files import sha256, write_bytes, write_text
-from flow_opd.layout import ADAPTER, CONFIG, TRAINING
+from flow_opd.layout import ADAPTER, CARD, CONFIG, GRID, MANIFEST, PICTURES, RESULTS, TRAINING
 from flow_opd.reports.card import BaseFacts, CardFacts, Drawing, TeacherFacts, render_card
 from flow_opd.reports.grid import load_pictures
 from flow_opd.reports.recipe import Cost, Training, method, recipe
-from flow_opd.reports.run import Results, load_results
 from flow_opd.runs.prompts import prompts_of
 
-CARD, GRID, RESULTS, PICTURES = "README.md", "grid.png", "results.json", "images"
 STEPS = 40  # of the example picture, where no evaluation says it
 
 
@@ -51,7 +50,7 @@ def _home(folder: Path) -> Path:
     settings = recorded(folder)
     if not isinstance(settings, EvaluateSettings):
         return folder
-    student = list(settings.rows)[-1] if settings.roles is None else settings.roles.student
+    student = settings.roles_of_rows().student
     name = None if student is None else settings.rows[student].adapter
     if name is not None and Path(name).name == ADAPTER and (Path(name).parent / CONFIG).is_file():
         return Path(name).parent
@@ -175,7 +174,7 @@ def _local_files(adapter: str) -> list[Path] | None:
 
 def _teacher_cost(name: str, folder: Path) -> Cost:
     """Returns what the run of a teacher, or the manifest of the package's own, says of its cost."""
-    manifest = folder.parent.parent / "manifest.json"
+    manifest = folder.parent.parent / MANIFEST
     if folder.name == ADAPTER or not manifest.is_file():
         return _cost(name, folder.parent / TRAINING)
     entry = json.loads(manifest.read_text()).get("teachers", {}).get(folder.name, {})

@@ -12,7 +12,7 @@ from flow_opd.layout import TRAINING
 from flow_opd.runs.launch import join_processes
 from flow_opd.runs.training import open_run
 from flow_opd.stages import distill
-from flow_opd.stages.evaluate import evaluate
+from flow_opd.stages.evaluate import evaluate_into
 
 RUN_PREFIX = "run:"
 
@@ -27,7 +27,7 @@ def run(settings: DemoSettings, *, resume: bool) -> Path:
     trained: float = json.loads((folder / TRAINING).read_text())["seconds"]  # over all resumes
     spent = max(trained, time.monotonic() - started)
     evaluation = _here(settings.evaluate, folder)
-    return evaluate(evaluation, folder, config=settings, resume=resume, processes=processes, spent=spent)
+    return evaluate_into(folder, evaluation, config=settings, resume=resume, processes=processes, spent=spent)
 
 
 def _here(settings: EvaluateSettings, folder: Path) -> EvaluateSettings:

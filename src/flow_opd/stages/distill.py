@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
 from flow_opd.config.distill import DistillConfig, DistillSettings
+from flow_opd.config.file.reader import as_settings
 from flow_opd.config.teachers import TaskRouterSettings
 from flow_opd.method.objectives import Distance
 from flow_opd.method.opd import distillation
-from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_routes
-from flow_opd.method.walks import build_walks
 from flow_opd.protocols import PromptEncoder, Router
 from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand
 from flow_opd.runs.identity import part_identity, prompts_digest, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
 from flow_opd.runs.prompts import as_prompts, prompts_of
-from flow_opd.runs.student import first_weights, place_student
+from flow_opd.runs.student import first_weights, place_student, student_walks
 from flow_opd.runs.teachers import Anchor, Expert, Experts, Teacher, anchor_of, as_anchor, teacher_of
 from flow_opd.runs.training import Place, Training, open_run
-from flow_opd.seeding import derived_seed
 from flow_opd.types import Prompt
 
 
@@ -74,7 +72,7 @@ def distill(
     base: Base,
     teachers: Mapping[str, Teacher | Expert],
     prompts: Sequence[Prompt],
-    config: DistillConfig | None = None,
+    config: DistillConfig | Mapping[str, Any] | None = None,
     *,
     rounds: int,
     student: LoraWeights | None = None,
@@ -93,7 +91,7 @@ def distill(
         base: the frozen pipeline, to which the adapters are added.
         teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: of the teachers' tasks.
-        config: objective, walk, rounds, optimizer; None takes the defaults.
+        config: objective, walk, rounds, optimizer, or a dict of its keys; None takes the defaults.
         rounds: of the whole training.
         student: its first weights, such as a merge of the teachers; None takes a fresh adapter.
         anchor: the quality expert on all prompts; an adapter, field or teacher's name alone has lambda .02.
@@ -112,49 +110,49 @@ def distill(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or DistillConfig(), Place.at(folder, resume, record)
+    config, place = as_settings(config, DistillConfig), Place.at(folder, resume, record)
     prompts, encoder = as_prompts(prompts), encoder or base.backbone
     scale = config.sampling.guidance_scale
-    experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=router or config.router)
-    if experts.by_task:
-        check_routes(prompts, experts.teacher_of_task)
-    name, start = place_student(base, student, config.lora, seed=seed)
-    anchor = as_anchor(anchor)
-    policies = experts.policies(name, anchor, default_share=config.default_anchor_share())
-    if base.is_sharded:
-        shard_base(base.backbone.transformer, base.processes)
-    walks = build_walks(
-        base.backbone,
-        encoder,
-        PromptRounds(prompts, derived_seed(seed, "prompts"), config.prompts_per_round, config.task_shares),
-        config.sampling,
-        weights=config.state_weights,
-        seed=seed,
-        micro_batch_size=config.micro_batch_size,
-        processes=base.processes,
-    )
-    source, terms = distillation(config, policies, walks, objective)
-    parts = {
-        "rounds": rounds,
-        "seed": seed,
-        "prompts": prompts_digest(prompts),
-        "experts": experts.identity(anchor),
-        "student": start.digest(),
-        "distance": None if objective is None else part_identity(objective),
-    }
-    return Training(
-        base,
-        name,
-        source,
-        terms,
-        config,
-        rounds=rounds,
-        updates_per_round=config.updates_per_round(),
-        identity=training_identity("distill", config, DistillConfig.model_fields, base.settings, parts),
-        place=place,
-        title="distillation",
-        show=("teacher_gap", "anchor_gap", "policy_gradient"),
-    )
+    with base.as_before():
+        routes = router or config.router
+        experts = Experts(base, teachers, guidance_scale=scale, encoder=encoder, router=routes)
+        if experts.by_task:
+            check_routes(prompts, experts.teacher_of_task)
+        name, start = place_student(base, student, config.lora, seed=seed)
+        anchor = as_anchor(anchor)
+        policies = experts.policies(name, anchor, default_share=config.default_anchor_share())
+        base.shard()
+        walks = student_walks(
+            base,
+            encoder,
+            prompts,
+            config,
+            per_round=config.prompts_per_round,
+            weights=config.state_weights,
+            seed=seed,
+        )
+        source, terms = distillation(config, policies, walks, objective)
+        parts = {
+            "rounds": rounds,
+            "seed": seed,
+            "prompts": prompts_digest(prompts),
+            **experts.identity(anchor),
+            "first_weights": start.digest(),
+            "distance": None if objective is None else part_identity(objective),
+        }
+        return Training(
+            base,
+            name,
+            source,
+            terms,
+            config,
+            rounds=rounds,
+            updates_per_round=config.updates_per_round(),
+            identity=training_identity("distill", config, DistillConfig.model_fields, base.settings, parts),
+            place=place,
+            title="distillation",
+            show=("teacher_gap", "anchor_gap", "policy_gradient"),
+        )
 
 
 def _anchor(settings: DistillSettings) -> Anchor | None:

@@ -13,8 +13,8 @@ from flow_opd.adapters.formats.reading import PICKLED, weights_file
 from flow_opd.config.options import PublishSettings
 from flow_opd.errors import DataError
 from flow_opd.hub import hub_errors
+from flow_opd.layout import CARD
 from flow_opd.runs.adapters import adapter_of
-from flow_opd.stages.card import CARD
 
 
 def run(settings: PublishSettings) -> Path:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from flow_opd.config.options import ReportSettings
 from flow_opd.files import write_text
-from flow_opd.reports.html import render_report, write_report
-from flow_opd.reports.run import load_run
+from flow_opd.reports.html import load_run, render_report, write_report
 
 
 def run(settings: ReportSettings) -> Path:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Generator, Tensor
 
-from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
+from flow_opd.config.file.reader import as_settings
 from flow_opd.config.sft import LogitNormalSigmas, SFTConfig, SFTSettings, SigmasSpec
 from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
 from flow_opd.layout import SAMPLES
@@ -29,6 +30,8 @@ from flow_opd.runs.training import Place, Training, open_run
 from flow_opd.seeding import derived_seed, generator
 from flow_opd.training.progress import ProgressBar
 from flow_opd.types import Prompt
+
+GUIDANCE = 4.5  # of teachers that name none, as in a configuration
 
 
 def run(settings: SFTSettings, *, resume: bool) -> Path:
@@ -66,7 +69,7 @@ def sft(
     base: Base,
     teachers: Mapping[str, Teacher | Expert],
     prompts: Sequence[Prompt],
-    config: SFTConfig | None = None,
+    config: SFTConfig | Mapping[str, Any] | None = None,
     *,
     rounds: int,
     router: Router | None = None,
@@ -82,7 +85,7 @@ def sft(
         base: the frozen pipeline, to which the adapters are added.
         teachers: name -> teacher; an adapter or velocity field alone has the task of its name.
         prompts: what the teachers draw.
-        config: images, batches, noise levels, optimizer; None takes the defaults.
+        config: images, batches, noise levels, optimizer, or a dict of its keys; None takes the defaults.
         rounds: of the whole training; each is one update.
         router: weights of the teachers for a prompt; None takes the task's own teacher.
         seed: root of all random numbers.
@@ -98,41 +101,48 @@ def sft(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or SFTConfig(), Place.at(folder, resume, record)
+    config, place = as_settings(config, SFTConfig), Place.at(folder, resume, record)
     prompts, encoder = as_prompts(prompts), encoder or base.backbone
-    experts = Experts(base, teachers, guidance_scale=1.0, encoder=encoder, router=router)
-    if router is None:
-        check_routes(prompts, experts.teacher_of_task)
-    name, _ = place_student(base, None, config.lora, seed=seed)
-    if base.is_sharded:
-        shard_base(base.backbone.transformer, base.processes)
-    parts = {"seed": seed, "prompts": prompts_digest(prompts), "experts": experts.identity(None)}
-    samples = TeacherImages(
-        (place.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))) / SAMPLES,
-        training_identity("images", config, ("images_per_prompt", "num_steps"), base.settings, parts),
-        prompts,
-        images_per_prompt=config.images_per_prompt,
-    )
-    student = base.policy(name, 1.0, encoder=encoder)
-    source, objective = sft_cold_start(student, encoder, samples, _batching(config, prompts, seed, base))
-    training = Training(
-        base,
-        name,
-        source,
-        objective,
-        config,
-        rounds=rounds,
-        updates_per_round=1,
-        identity=training_identity(
-            "sft", config, SFTConfig.model_fields, base.settings, {**parts, "rounds": rounds}
-        ),
-        place=place,
-        title="SFT cold start",
-        show=("loss",),
-    )
-    if training.round < rounds:
-        _draw(config, samples, experts, seed)
-    return training
+    with base.as_before():
+        experts = Experts(base, teachers, guidance_scale=GUIDANCE, encoder=encoder, router=router)
+        if experts.by_task:
+            check_routes(prompts, experts.teacher_of_task)
+        name, _ = place_student(base, None, config.lora, seed=seed)
+        base.shard()
+        parts = {"seed": seed, "prompts": prompts_digest(prompts), **experts.identity(None)}
+        images = training_identity("images", config, ("images_per_prompt", "num_steps"), base.settings, parts)
+        holder = _images_folder(place.folder)
+        samples = TeacherImages(
+            Path(holder.name) if isinstance(holder, TemporaryDirectory) else holder,
+            images.digest,
+            prompts,
+            images_per_prompt=config.images_per_prompt,
+        )
+        student = base.policy(name, 1.0, encoder=encoder)
+        source, objective = sft_cold_start(student, encoder, samples, _batching(config, prompts, seed, base))
+        whole = {**parts, "rounds": rounds}
+        training = Training(
+            base,
+            name,
+            source,
+            objective,
+            config,
+            rounds=rounds,
+            updates_per_round=1,
+            identity=training_identity("sft", config, SFTConfig.model_fields, base.settings, whole),
+            place=place,
+            title="SFT cold start",
+            show=("loss",),
+        )
+        training.keeps = holder  # a temporary one goes when the training does
+        if training.round < rounds:
+            _draw(config, samples, experts, seed)
+        return training
+
+
+def _images_folder(run: Path | None) -> Path | TemporaryDirectory[str]:
+    """Returns where the teachers' images are kept: in the run folder, or in one that goes with its object."""
+    return TemporaryDirectory(prefix="flow-opd-") if run is None else run / SAMPLES
 
 
 def _draw(config: SFTConfig, samples: TeacherImages, experts: Experts, seed: int) -> None:

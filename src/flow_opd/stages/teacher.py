@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.sharding import shard_base
 from flow_opd.config.base import Settings
+from flow_opd.config.file.reader import as_settings
 from flow_opd.config.state_weights import TransitionWeightsSettings
 from flow_opd.config.teacher import GRPOConfig, TeacherSettings
 from flow_opd.method import grpo as method
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_judged
-from flow_opd.method.walks import build_walks
 from flow_opd.protocols import PromptEncoder, Reward
 from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_rewards
 from flow_opd.runs.base import Base, device_of, encode_beforehand
@@ -22,9 +21,8 @@ from flow_opd.runs.identity import part_identity, prompts_digest, rewards_identi
 from flow_opd.runs.launch import check_shares, join_processes
 from flow_opd.runs.prompts import as_prompts, prompts_of
 from flow_opd.runs.rewards import build_rewards
-from flow_opd.runs.student import first_weights, place_student
+from flow_opd.runs.student import first_weights, place_student, student_walks
 from flow_opd.runs.training import Place, Training, open_run
-from flow_opd.seeding import derived_seed
 from flow_opd.types import Prompt
 
 
@@ -68,7 +66,7 @@ def grpo(
     base: Base,
     rewards: Sequence[TrainingReward | Reward | Callable[..., Any]],
     prompts: Sequence[Prompt | str],
-    config: GRPOConfig | None = None,
+    config: GRPOConfig | Mapping[str, Any] | None = None,
     *,
     rounds: int,
     student: LoraWeights | None = None,
@@ -86,7 +84,7 @@ def grpo(
         rewards: each judges the prompts of its tasks. A plain function may be one: (images
             [B, 3, height, width] in [0, 1], B prompts) -> [B].
         prompts: of the rewards' tasks; a sentence alone has none.
-        config: groups, advantages, walk, clip, optimizer; None takes the defaults.
+        config: groups, advantages, walk, clip, optimizer, or a dict of its keys; None takes the defaults.
         rounds: of the whole training.
         student: its first weights; None takes a fresh adapter. The KL's reference stays the bare base.
         seed: root of all random numbers.
@@ -102,48 +100,46 @@ def grpo(
         AdapterError: if an adapter does not fit the base.
         CheckpointError: if the folder has a damaged checkpoint, or one of another training.
     """
-    config, place = config or GRPOConfig(), Place.at(folder, resume, record)
-    prompts = as_prompts(prompts)
+    config, place = as_settings(config, GRPOConfig), Place.at(folder, resume, record)
+    prompts, encoder = as_prompts(prompts), encoder or base.backbone
     judges = as_rewards(rewards)
     check_judged(prompts, {one.reward.name: one.tasks for one in judges})
-    encoder = encoder or base.backbone
     scale = config.sampling.guidance_scale
-    name, start = place_student(base, student, config.lora, seed=seed)
-    if base.is_sharded:
-        shard_base(base.backbone.transformer, base.processes)
-    walks = build_walks(
-        base.backbone,
-        encoder,
-        PromptRounds(prompts, derived_seed(seed, "prompts"), config.groups_per_round, config.task_shares),
-        config.sampling,
-        weights=TransitionWeightsSettings(),  # of the KL to the base, which beta is the weight of
-        seed=seed,
-        micro_batch_size=config.micro_batch_size,
-        processes=base.processes,
-    )
-    own, bare = (base.policy(adapter, scale, encoder=encoder) for adapter in (name, None))
-    scorer = TrainingRewards(judges)
-    source, objective = method.grpo(config, own, bare, base.backbone, walks, scorer, seed=seed)
-    parts = {
-        "rounds": rounds,
-        "seed": seed,
-        "prompts": prompts_digest(prompts),
-        "rewards": rewards_known_by or {one.reward.name: _known_by(one) for one in judges},
-        "student": start.digest(),
-    }
-    return Training(
-        base,
-        name,
-        source,
-        objective,
-        config,
-        rounds=rounds,
-        updates_per_round=config.updates_per_round,
-        identity=training_identity("grpo", config, GRPOConfig.model_fields, base.settings, parts),
-        place=place,
-        title="GRPO" if place.folder is None else f"teacher {place.folder.name}",
-        show=("reward", "reference_kl", "clipped"),
-    )
+    with base.as_before():
+        name, start = place_student(base, student, config.lora, seed=seed)
+        base.shard()
+        walks = student_walks(
+            base,
+            encoder,
+            prompts,
+            config,
+            per_round=config.groups_per_round,
+            weights=TransitionWeightsSettings(),  # of the KL to the base, which beta is the weight of
+            seed=seed,
+        )
+        own, bare = (base.policy(adapter, scale, encoder=encoder) for adapter in (name, None))
+        scorer = TrainingRewards(judges)
+        source, objective = method.grpo(config, own, bare, base.backbone, walks, scorer, seed=seed)
+        parts = {
+            "rounds": rounds,
+            "seed": seed,
+            "prompts": prompts_digest(prompts),
+            "rewards": rewards_known_by or {one.reward.name: _known_by(one) for one in judges},
+            "first_weights": start.digest(),
+        }
+        return Training(
+            base,
+            name,
+            source,
+            objective,
+            config,
+            rounds=rounds,
+            updates_per_round=config.updates_per_round,
+            identity=training_identity("grpo", config, GRPOConfig.model_fields, base.settings, parts),
+            place=place,
+            title="GRPO" if place.folder is None else f"teacher {place.folder.name}",
+            show=("reward", "reference_kl", "clipped"),
+        )
 
 
 def _known_by(one: TrainingReward) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch.nn import Parameter
 
 from flow_opd.errors import CheckpointError
 from flow_opd.files import atomic_folder, sha256, write_bytes, write_json
+
+SHOWN = 5  # differences that a refusal names
 
 
 @dataclass
@@ -47,8 +49,14 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
 
-    def save(self, snapshot: Snapshot, *, identity: str) -> Path:
-        """Writes a checkpoint of a training called `identity` and forgets old ones."""
+    def save(self, snapshot: Snapshot, *, identity: str, basis: Mapping[str, Any] | None = None) -> Path:
+        """Writes a checkpoint of a training called `identity` and forgets old ones.
+
+        Args:
+            snapshot: the tensors.
+            identity: hash of all that a training which goes on from here must agree with.
+            basis: JSON values that it is the hash of, for the message where another one is refused.
+        """
         target = self.folder / f"round-{snapshot.progress.round:07d}"
         with atomic_folder(target) as staging:
             for kind in ("parameters", "optimizer", "average"):
@@ -59,7 +67,12 @@ class CheckpointFolder:
                 }
                 write_bytes(staging / f"{kind}.safetensors", save(tensors))
             hashes = {file.name: sha256(file) for file in sorted(staging.iterdir())}
-            state = {"identity": identity, "progress": vars(snapshot.progress), "sha256": hashes}
+            state = {
+                "identity": identity,
+                "basis": dict(basis or {}),
+                "progress": vars(snapshot.progress),
+                "sha256": hashes,
+            }
             write_json(staging / "state.json", {**state, "seal": _seal(state)})
         for old in self._numbered()[: -self.keep]:
             shutil.rmtree(old)
@@ -72,8 +85,12 @@ class CheckpointFolder:
         numbered = self._numbered()
         return numbered[-1] if numbered else None
 
-    def load(self, *, identity: str) -> Snapshot | None:
+    def load(self, *, identity: str, basis: Mapping[str, Any] | None = None) -> Snapshot | None:
         """Returns the newest checkpoint, or None where there is none.
+
+        Args:
+            identity: of the training that goes on.
+            basis: JSON values that it is the hash of.
 
         Raises:
             CheckpointError: if a file is damaged or missing, or the checkpoint belongs to other settings.
@@ -93,7 +110,7 @@ class CheckpointFolder:
                 for kind in ("parameters", "optimizer", "average")
             }
             snapshot = Snapshot(Progress(**state["progress"]), **kinds)
-            found = state["identity"]
+            found, before = state["identity"], state["basis"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as damage:
             raise CheckpointError(
                 f"the checkpoint is damaged ({damage})",
@@ -102,16 +119,35 @@ class CheckpointFolder:
                 fix="delete this folder to go on from the one before it, or start again with --fresh",
             ) from damage
         if found != identity:
+            changed = list(differences(before, basis or {}))
+            more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
             raise CheckpointError(
-                "the checkpoint was written under other settings",
+                "the checkpoint belongs to another training",
                 value=f"{newest} of {found}",
                 allowed=f"checkpoints of {identity}",
-                fix="restore the settings, choose another --out, or start again with --fresh",
+                fix="restore what differs, take another folder, or start again with --fresh (resume=False). "
+                f"Differs: {'; '.join([*changed[:SHOWN], *more]) or 'unknown'}",
             )
         return snapshot
 
     def _numbered(self) -> list[Path]:
         return sorted(self.folder.glob("round-*")) if self.folder.exists() else []
+
+
+def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Yields "key: value, now value" where JSON values differ; hashes are said to differ, and not shown."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif before != now:
+        shown = "other content" if {*map(_is_hash, (before, now))} == {True} else f"{before}, now {now}"
+        yield f"{key}: {shown}"
+
+
+def _is_hash(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_hash, value))
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _seal(state: Mapping[str, Any]) -> str:

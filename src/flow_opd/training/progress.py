@@ -75,6 +75,11 @@ class ProgressBar:
         if not self.console.is_terminal and due:
             self.console.print(f"{self.title}: step {step}/{self.total}  {reading}", highlight=False)
 
+    def on_resume(self, step: int) -> None:
+        """Moves the bar back to `step`."""
+        self.done = step
+        self.bar.update(self.task, completed=step)
+
     def rename(self, title: str) -> None:
         """Says from now on that `title` is worked on."""
         self.title = title
@@ -98,18 +103,22 @@ class MetricsLog:
         """
         self.path = path
         self.every = every
+        self.on_resume(resume_step)
+
+    def on_resume(self, step: int) -> None:
+        """Forgets the lines that are newer than `step`."""
         kept: list[str] = []
-        if path.exists() and resume_step:
-            for line in path.read_text().splitlines():
+        if self.path.exists() and step:
+            for line in self.path.read_text().splitlines():
                 try:
-                    step = json.loads(line)["step"]
+                    found = json.loads(line)["step"]
                 except ValueError:  # the line that a kill cut in two
                     break
-                if step <= resume_step:
+                if found <= step:
                     kept.append(line)
         self._offset = float(json.loads(kept[-1])["time"]) if kept else 0.0
         self._started = time.monotonic()
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line."""

@@ -79,6 +79,7 @@ class Trainer:
         settings: LoopSettings,
         folder: Path | None,
         identity: str,
+        basis: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         processes: Processes = ALONE,
     ) -> None:
@@ -91,6 +92,7 @@ class Trainer:
             settings: length, optimizer, average, checkpoints.
             folder: the run folder; checkpoints go below it. None keeps none.
             identity: fingerprint of everything that a checkpoint must agree with.
+            basis: what it is the hash of, as JSON values, so that a refusal can name what differs.
             callbacks: called after each step, by the main process only.
             processes: who shares the rows of an update; the main one alone writes checkpoints.
         """
@@ -99,9 +101,8 @@ class Trainer:
         self.objective = objective
         self.settings = settings
         self.folder = folder
-        self.identity = identity
-        self.callbacks = list(callbacks)
-        self.processes = processes
+        self.identity, self.basis = identity, dict(basis or {})
+        self.callbacks, self.processes = list(callbacks), processes
         self.progress = Progress()
         self.optimizer = build_optimizer(self.parameters.values(), settings.optimizer)
         self.average = EMA(self.parameters, settings.ema) if settings.ema else None
@@ -118,7 +119,9 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged or of another training.
         """
-        snapshot = None if self.checkpoints is None else self.checkpoints.load(identity=self.identity)
+        if self.checkpoints is None:
+            return False
+        snapshot = self.checkpoints.load(identity=self.identity, basis=self.basis)
         if snapshot is None:
             return False
         if set(snapshot.parameters) != set(self.parameters):
@@ -137,6 +140,8 @@ class Trainer:
         restore_optimizer(self.optimizer, self.parameters, snapshot.optimizer)
         self.progress = snapshot.progress
         self._saved_round, self._torn = self.progress.round, False
+        for each in self.callbacks:
+            each.on_resume(self.progress.step)
         return True
 
     def run(self) -> None:
@@ -178,7 +183,7 @@ class Trainer:
                 metrics = self.update(update)
             if metrics:
                 taken = progress.step - first
-                assert taken == settings.updates_per_round, f"{taken} updates in a round, not as set"
+                assert taken == settings.updates_per_round, f"{taken} updates in a round"
                 progress.round += 1
                 self._torn = False
                 progress.seconds += time.monotonic() - started
@@ -204,7 +209,7 @@ class Trainer:
             optimizer=optimizer_tensors(self.optimizer, self.parameters),
             average=self.average.average if self.average else {},
         )
-        self.checkpoints.save(snapshot, identity=self.identity)
+        self.checkpoints.save(snapshot, identity=self.identity, basis=self.basis)
         self._saved_round = self.progress.round
 
     def update(self, micro_batches: Iterable[Any]) -> dict[str, float]:
@@ -235,8 +240,7 @@ class Trainer:
         if self.average:
             self.average.update(self.progress.step, last=self.progress.step == self.settings.total_steps)
         metrics = {name: value / rows for name, value in zip(names, values, strict=True)}
-        metrics |= self.source.readings
-        metrics |= {"grad_norm": size, "learning_rate": rate, "rows": rows}
+        metrics |= {**self.source.readings, "grad_norm": size, "learning_rate": rate, "rows": rows}
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
         return metrics
@@ -264,14 +268,14 @@ class Trainer:
         return names, torch.cat([torch.full_like(sums[:1], rows), sums])
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+        return [each.grad for each in self.parameters.values() if each.grad is not None]
 
     def _stop(self, what: str, micro_batches: Iterable[Any]) -> NoReturn:
         """Ends the training; every process does, as the sums are the same everywhere."""
         step = self.progress.step + 1
         batch = self._broken(micro_batches)
-        folder = self.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))
-        file = folder / f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        name = f"nonfinite-step-{step}-process-{self.processes.index}.safetensors"
+        file = (self.folder or Path(tempfile.mkdtemp(prefix="flow-opd-"))) / name
         saved = "by another process" if batch is None else f"to {save_batch(batch, file)}"
         raise NonFiniteError(
             f"the {what} of step {step} is not finite; the weights are unchanged",
@@ -281,9 +285,9 @@ class Trainer:
         )
 
     def _broken(self, micro_batches: Iterable[Any]) -> Any:
-        """Goes through an update again and returns its first micro-batch with a loss or gradient that broke.
+        """Returns the first micro-batch of an update whose loss or gradient broke, None if no own one did.
 
-        All are gone through to the end, as other processes may wait for each; None if no own one broke.
+        All are gone through to the end, as other processes may wait for each.
         """
         broken: Any = None
         for batch in micro_batches:

@@ -45,18 +45,50 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     return override(load_document(path), overrides)
 
 
-def from_values(values: Mapping[str, Any], model: type[Model], overrides: Sequence[str] = ()) -> Model:
+def from_values(
+    values: Mapping[str, Any],
+    model: type[Model],
+    overrides: Sequence[str] = (),
+    *,
+    source: str = "the command line",
+) -> Model:
     """Returns settings made of plain values that no file holds, such as command-line options.
+
+    Args:
+        values: that are read as strictly as a file's.
+        model: the settings.
+        overrides: assignments 'a.b=value', applied in order.
+        source: what messages call the place of the values.
 
     Raises:
         ConfigError: with all problems at once.
     """
-    return validate(plain_values(values, overrides), model)
+    return validate(plain_values(values, overrides, source=source), model)
 
 
-def plain_values(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Document:
+def plain_values(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "the command line"
+) -> Document:
     """Returns plain values with the assignments of `--set`, as a document that has no file."""
-    return override(Document("the command line", dict(values)), overrides)
+    return override(Document(source, dict(values)), overrides)
+
+
+def as_settings(given: Model | Mapping[str, Any] | None, model: type[Model]) -> Model:
+    """Returns settings that a call has: as they are, of plain values, or the defaults.
+
+    Raises:
+        ConfigError: if values do not fit, or they are something else.
+    """
+    if given is None or isinstance(given, Mapping):
+        return from_values(given or {}, model, source="the settings")
+    if not isinstance(given, model):
+        raise ConfigError(
+            "settings of another kind",
+            value=type(given).__name__,
+            allowed=f"{model.__name__}, a dict of its keys, or None",
+            fix=f"give flow_opd.{model.__name__}(...)",
+        )
+    return given
 
 
 def validate(document: Document, model: type[Model]) -> Model:

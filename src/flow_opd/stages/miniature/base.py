@@ -19,6 +19,7 @@ from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.miniature import MiniatureSettings, PartSettings
 from flow_opd.files import atomic_folder
 from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
+from flow_opd.layout import SUMMARY
 from flow_opd.method.objectives import VelocityMatching, WeightedTerms
 from flow_opd.method.policy import Policy
 from flow_opd.miniature.autoencoder import (
@@ -32,7 +33,7 @@ from flow_opd.miniature.base import SHIFT, CaptionedLatents, base_parameters, ne
 from flow_opd.miniature.dataset import dataset
 from flow_opd.miniature.vocabulary import vocabulary
 from flow_opd.quiet import quiet_loading
-from flow_opd.stages.miniature.parts import SUMMARY, is_finished, loop, part_identity, summarise, train_part
+from flow_opd.stages.miniature.parts import is_finished, loop, part_identity, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 PIPELINE = "pipeline"  # folder of a part's result, a diffusers pipeline

@@ -12,8 +12,7 @@ import yaml
 
 from flow_opd.config.miniature import MiniatureSettings
 from flow_opd.files import sha256, write_json
-from flow_opd.layout import TRAINING
-from flow_opd.stages.miniature.parts import SUMMARY
+from flow_opd.layout import CONFIG, MANIFEST, METRICS, SUMMARY, TRAINING
 
 POINTS = 40  # of a curve; each is the mean over as many log lines as fall to it
 DIGITS = 4  # significant ones of a point
@@ -35,7 +34,7 @@ def write_manifest(
     """
     hashed = {str(file.relative_to(assets)): sha256(file) for file in sorted(assets.rglob("*.safetensors"))}
     write_json(
-        assets / "manifest.json",
+        assets / MANIFEST,
         {
             "settings": settings.model_dump(mode="json", exclude={"run": {"out", "threads"}, "parts": True}),
             "parts": {name: _part(folder, name, settings) for name, folder in parts.items()},
@@ -53,7 +52,7 @@ def _part(folder: Path, name: str, settings: MiniatureSettings) -> dict[str, Any
 
 def _trained(folder: Path, kind: str) -> dict[str, Any]:
     config = f"teachers/{folder.name}" if kind == "teachers" else folder.name
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings = yaml.safe_load((folder / CONFIG).read_text())
     images = settings["group_size"] * settings["groups_per_round"] * settings["run"]["rounds"]
     return {
         "command": f"flow-opd teacher asset:configs/{config}.yaml",
@@ -66,7 +65,7 @@ def _trained(folder: Path, kind: str) -> dict[str, Any]:
 
 def _curves(folder: Path, keys: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
     """Returns key -> [(last step, mean), ...] of a metrics.jsonl, thinned to at most `POINTS` points."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     bins = [rows.tolist() for rows in np.array_split(np.arange(len(lines)), POINTS) if len(rows)]
     return {
         key: [

@@ -11,11 +11,10 @@ from flow_opd.config.common import EMASettings, OptimizerSettings
 from flow_opd.config.miniature import MiniatureSettings, Part, PartSettings
 from flow_opd.errors import CheckpointError
 from flow_opd.files import write_json
-from flow_opd.layout import METRICS
+from flow_opd.layout import METRICS, SUMMARY
 from flow_opd.training.progress import MetricsLog
 from flow_opd.training.trainer import LoopSettings, Trainer, progress_of
 
-SUMMARY = "summary.json"  # the last file of a finished part
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 
 

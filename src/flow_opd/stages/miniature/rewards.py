@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from flow_opd.config.miniature import MiniatureSettings, PartSettings
 from flow_opd.files import atomic_folder
+from flow_opd.layout import SUMMARY
 from flow_opd.miniature.judged import JudgedPictures, judged_pictures
 from flow_opd.miniature.preference import (
     PreferenceBatches,
@@ -26,7 +27,7 @@ from flow_opd.protocols import BatchSource, Objective
 from flow_opd.rewards.deqa import DeQAReward
 from flow_opd.rewards.pickscore import PickScoreReward
 from flow_opd.stages.miniature.base import build_autoencoder
-from flow_opd.stages.miniature.parts import SUMMARY, is_finished, loop, part_identity, summarise, train_part
+from flow_opd.stages.miniature.parts import is_finished, loop, part_identity, summarise, train_part
 from flow_opd.training.trainer import Trainer
 
 # Captions, with four pictures each, and how many of them pass through the VAE, which costs the most. The

@@ -1,4 +1,4 @@
-"""The entries of an evaluation's table: each row on each domain, kept in a file of its own once finished."""
+"""Scores of an evaluation that are finished: each row on each domain in a file of its own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import TRAINING
+from flow_opd.evaluation.images import ImageScores
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
 from flow_opd.runs.identity import content, rewards_identity
 
-ScoreTable = Mapping[str, list[float | None]]  # metric -> score of every image, None where it does not apply
 
-
-class Cells:
-    """Finished table entries below a folder, each under a hash of everything that it depends on."""
+class ScoreCache:
+    """Finished scores below a folder, each file under a hash of everything that its scores depend on."""
 
     def __init__(
         self,
@@ -37,20 +36,20 @@ class Cells:
             folder: holds a file per row and domain.
             settings: of the evaluation.
             adapters: row -> hash of its adapter, None for the base.
-            resume: takes entries that are finished already; else all are computed again.
-            processes: who works on the entries; the main one decides and writes.
+            resume: takes scores that are finished already; else all are computed again.
+            processes: who shares the work; the main one decides and writes.
         """
         self.folder = folder
         self.settings = settings
         self.adapters = adapters
         self.resume = resume
         self.processes = processes
-        self.seconds_kept = 0.0  # what the entries that were taken over had once cost
+        self.seconds_kept = 0.0  # what the scores that were taken over had once cost
         base = Path(locate_model(settings.base.path, key="base.path"))
         self._weights = [digest for file in sorted(base.rglob("*.safetensors")) for digest in content(file)]
         self._judges = rewards_identity(settings.rewards, but=TRAINING)
 
-    def scores(self, row: str, domain: str, work: Callable[[], ScoreTable]) -> ScoreTable:
+    def scores(self, row: str, domain: str, work: Callable[[], ImageScores]) -> ImageScores:
         """Returns the scores of a row on a domain, from its file or else from `work`."""
         file = self.folder / f"{row}.{domain}.json"
         key = self.key(row, domain)
@@ -60,11 +59,11 @@ class Cells:
             self.seconds_kept += stored["seconds"]
             return stored["scores"]
         started = time.monotonic()
-        table = work()
+        scores = work()
         if self.processes.is_main:
             seconds = round(time.monotonic() - started, 1)
-            write_json(file, {"key": key, "seconds": seconds, "scores": table})
-        return table
+            write_json(file, {"key": key, "seconds": seconds, "scores": scores})
+        return scores
 
     def key(self, row: str, domain: str) -> str:
         """Returns the hash of all that the scores of a row on a domain depend on."""
