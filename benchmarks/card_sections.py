@@ -18,10 +18,10 @@ import torch
 from our_update import Parts, our_distillation
 from random_sd3 import RandomTexts, random_backbone, random_bank
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.machines import GIB
@@ -91,7 +91,7 @@ class Bench:
         """Returns random weights in the shapes of the settings, on the device."""
         backbone = random_backbone(settings.base, settings.compute, self.device)
         texts = RandomTexts(read_architecture(settings.base), settings.base)
-        bank = random_bank(backbone, teachers, LoraForm(self.rank, 2.0 * self.rank))
+        bank = random_bank(backbone, teachers, LoraSettings(rank=self.rank, alpha=2.0 * self.rank))
         return Parts(Base(settings.base, settings.compute, backbone, bank), texts, _rounds(settings))
 
     def seconds(self, work: Callable[[], object]) -> float:

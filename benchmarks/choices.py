@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from flow_opd.config.locations import locate
 from flow_opd.evaluation.intervals import Bootstrap, Scores
 from flow_opd.evaluation.metrics import METRICS
-from flow_opd.prompts.jsonl import read_prompts
+from flow_opd.prompts.jsonl import read_lines
 from flow_opd.prompts.overlap import identity
 
 DOMAINS = {"composition": "geneval_strict", "text": "ocr", "quality": "deqa", "preference": "pickscore"}
@@ -160,7 +160,8 @@ class Study:
 
 def asked_for(domain: str, values: Sequence[float]) -> Scores:
     """Returns the scores of a domain's held-out prompts with what they ask for, as an evaluation has them."""
-    prompts = read_prompts(locate(f"asset:prompts/test/{domain}.jsonl"), task=domain)
+    file = locate(f"asset:prompts/test/{domain}.jsonl")
+    prompts = [prompt for _, prompt in read_lines(file, task=domain)]
     by_tag = next(metric.by_tag for metric in METRICS if metric.domain == domain)
     lines = [f"{index}:{prompt.text}" for index, prompt in enumerate(prompts)]
     alike = [identity(prompt) for prompt in prompts]

@@ -21,11 +21,10 @@ import torch
 from random_sd3 import RandomTexts, random_backbone, random_bank
 from torch import Tensor
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.loading import DTYPES
-from flow_opd.config.common import BaseModelSettings, OptimizerSettings, TrainingComputeSettings
+from flow_opd.config.common import BaseModelSettings, LoraSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.config.sampling import DynamicsSettings
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.objectives import Target
 from flow_opd.method.opd import OPDPolicies, direct_opd
 from flow_opd.method.policy import Policy
@@ -76,7 +75,7 @@ def main() -> None:
     compute = TrainingComputeSettings(gradient_checkpointing=True)
     backbone = random_backbone(base, compute, torch.device("cpu"), asked.layers)
     count = sum(each.numel() for each in backbone.transformer.parameters())
-    bank = random_bank(backbone, ("teacher", "anchor"), LoraForm(rank=32, alpha=64.0))
+    bank = random_bank(backbone, ("teacher", "anchor"), LoraSettings(rank=32, alpha=64.0))
     print(
         f"{count / 1e9:.3f} billion parameters, built in {time.perf_counter() - start:.0f} s, "
         f"{peak_gib():.1f} GiB"

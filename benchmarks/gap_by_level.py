@@ -17,7 +17,7 @@ from flow_opd.config.common import PromptsSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.locations import locate
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.rollouts import WalkNoise, rollout, schedule_rows
 from flow_opd.runs.base import Base
 from flow_opd.runs.prompts import prompts_of

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.distill import DistillSettings
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import Dynamics, LoadedBackbone, VelocityField
 from flow_opd.runs.teachers import ANCHOR

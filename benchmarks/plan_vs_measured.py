@@ -29,7 +29,7 @@ from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import locate
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walks import build_walks

@@ -34,9 +34,8 @@ from torch.nn.functional import cosine_similarity
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
-from flow_opd.flow.dynamics import sde_step
-from flow_opd.flow.gaussian import sample, transition_kl
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import sample, sde_step, transition_kl
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walks import build_walks

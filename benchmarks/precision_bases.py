@@ -13,12 +13,11 @@ from torch import Tensor
 
 import flow_opd
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones.loading import DTYPES, load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.config.common import BaseModelSettings, ComputeSettings, PromptsSettings
+from flow_opd.config.common import BaseModelSettings, ComputeSettings, LoraSettings, PromptsSettings
 from flow_opd.config.locations import locate
 from flow_opd.method.policy import Policy
 from flow_opd.protocols import PromptEncoder
@@ -81,7 +80,7 @@ def random_laboratory(folder: Path, *, layers: int, heads: int, latent_side: int
         write_base(folder, layers=layers, heads=heads, latent_side=latent_side)
     bank = AdapterBank(load(str(folder), "float32"))
     for seed, name in enumerate((STUDENT, "teacher")):
-        bank.add(name, LoraForm(rank=32, alpha=64.0), seed)
+        bank.add(name, LoraSettings(rank=32, alpha=64.0), seed)
         draw = torch.Generator().manual_seed(seed)
         state = {
             key: 0.02 * torch.randn(factor.shape, generator=draw) if "lora_B" in key else factor

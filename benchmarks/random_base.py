@@ -13,8 +13,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
+from flow_opd.config.common import LoraSettings
 from flow_opd.miniature.vocabulary import build_tokenizer
 
 WORDS = ("a", "red", "blue", "circle", "square")
@@ -69,7 +69,7 @@ def write_base(folder: Path, *, layers: int, heads: int, latent_side: int) -> No
 def write_adapter(base: Path, folder: Path, *, rank: int, seed: int) -> None:
     """Writes a LoRA on the eight attention projections of a base, with both factors random."""
     transformer = SD3Transformer2DModel.from_pretrained(base / "transformer")
-    settings, draw = LoraForm(rank, 2.0 * rank), torch.Generator().manual_seed(seed)
+    settings, draw = LoraSettings(rank=rank, alpha=2.0 * rank), torch.Generator().manual_seed(seed)
     factors = {
         name: (
             torch.randn(rank, module.in_features, generator=draw) / module.in_features**0.5,

@@ -10,11 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import nn
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.compute import prepare
 from flow_opd.backbones.loading import DTYPES
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
+from flow_opd.config.common import BaseModelSettings, LoraSettings, TrainingComputeSettings
 from flow_opd.planning.architectures import Architecture, Network, read_architecture
 from flow_opd.planning.shapes import build_network, text_tokens
 from flow_opd.runs.training import STUDENT
@@ -90,12 +89,12 @@ class RandomTexts:
         )
 
 
-def random_bank(backbone: SD3Backbone, names: Sequence[str], form: LoraForm) -> AdapterBank:
+def random_bank(backbone: SD3Backbone, names: Sequence[str], lora: LoraSettings) -> AdapterBank:
     """Returns a bank with a fresh student, and adapters with random factors under the other names."""
     bank = AdapterBank(backbone)
-    bank.add(STUDENT, form, 0)
+    bank.add(STUDENT, lora, 0)
     for seed, name in enumerate(names, start=1):
-        bank.add(name, form, seed)
+        bank.add(name, lora, seed)
         draw = torch.Generator().manual_seed(seed)
         state = bank.state(name)
         bank.load_state(

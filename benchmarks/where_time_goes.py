@@ -158,11 +158,11 @@ def stop(*given: object, **named: object) -> NoReturn:
 def settings_of(stage: str, config: str, sets: Sequence[str], folder: Path) -> Any:
     """Returns the settings of a stage, in one thread and in a folder of its own."""
     words = [f"run.out={folder / 'run'}", "run.threads=1", *sets]
-    place, model = importlib.import_module("flow_opd.cli.common").SETTINGS[stage].split(":")
+    model = importlib.import_module("flow_opd.config.stages").settings_of(stage)
     locate = importlib.import_module("flow_opd.config.locations").locate
     read = importlib.import_module("flow_opd.config.file.reader").read
     file = locate(f"asset:configs/{config}.yaml")
-    return read(file, getattr(importlib.import_module(place), model), words)
+    return read(file, model, words)
 
 
 def run(stage: str, settings: Any) -> None:

@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
-from flow_opd.config.common import CheckpointSettings, EMASettings, OptimizerSettings
+from flow_opd.config.common import CheckpointSettings, EMASettings, LoraSettings, OptimizerSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.advantages import advantages_of_the_sum, sum_of_the_advantages
-from flow_opd.flow.path import shifted_uniform_sigmas
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule, shifted_uniform_sigmas
 from flow_opd.method.corrections import sampled_log_ratio
 from flow_opd.method.groups import GroupSampling
 from flow_opd.method.grpo import flow_grpo
@@ -126,7 +124,7 @@ def new_tiny_pipeline(*, seed: int = 0, shift: float = 3.0) -> StableDiffusion3P
 
 def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
     """Adds an adapter that changes the velocity: neither factor is zero."""
-    bank.add(name, LoraForm(rank=2, alpha=4.0), seed)
+    bank.add(name, LoraSettings(rank=2, alpha=4.0), seed)
     draw = torch.Generator().manual_seed(seed)
     bank.load_state(
         name,

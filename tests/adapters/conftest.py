@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 
 
 def make_transformer(heads: int = 4) -> SD3Transformer2DModel:
@@ -59,10 +59,10 @@ def inputs() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def fill() -> Callable[[AdapterBank, str, LoraForm, int], None]:
+def fill() -> Callable[[AdapterBank, str, LoraSettings, int], None]:
     """Adds an adapter whose B is not zero, so that it changes the velocity."""
 
-    def add(bank: AdapterBank, name: str, settings: LoraForm, seed: int) -> None:
+    def add(bank: AdapterBank, name: str, settings: LoraSettings, seed: int) -> None:
         bank.add(name, settings, seed)
         generator = torch.Generator().manual_seed(seed)
         bank.load_state(
@@ -80,7 +80,7 @@ def fill() -> Callable[[AdapterBank, str, LoraForm, int], None]:
 def bank(backbone: TinyBackbone, fill: Callable[..., None]) -> AdapterBank:
     """Student (rank 4, alpha 8) and teacher (rank 2, alpha 6), with the student in training."""
     made = AdapterBank(backbone)
-    fill(made, "student", LoraForm(rank=4, alpha=8.0), 1)
-    fill(made, "teacher", LoraForm(rank=2, alpha=6.0), 2)
+    fill(made, "student", LoraSettings(rank=4, alpha=8.0), 1)
+    fill(made, "teacher", LoraSettings(rank=2, alpha=6.0), 2)
     made.train("student")
     return made

@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
 
 from errors import refused
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats import hub
-from flow_opd.adapters.formats.hub import adapter_folder
+from flow_opd.adapters.formats import reading as hub
+from flow_opd.adapters.formats.reading import adapter_folder
 from flow_opd.adapters.lora import WEIGHTS_FILE
 from flow_opd.errors import AdapterError, ConfigError
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from errors import refused
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
+from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.errors import AdapterError
 
 
@@ -51,7 +51,7 @@ def test_peft_loads_what_we_save(bank: AdapterBank, backbone: Any, inputs: Any, 
 
 def test_we_load_what_peft_saves(backbone: Any, inputs: Any, tmp_path: Path) -> None:
     config = LoraConfig(
-        r=3, lora_alpha=9, target_modules=list(DEFAULT_TARGET_MODULES), init_lora_weights=False
+        r=3, lora_alpha=9, target_modules=list(ATTENTION_PROJECTIONS), init_lora_weights=False
     )
     theirs = get_peft_model(deepcopy(backbone.transformer), config).eval()
     theirs.save_pretrained(tmp_path / "peft")
@@ -134,7 +134,7 @@ def test_one_factor_of_another_rank(shapes: tuple[tuple[int, ...], tuple[int, ..
         LoraWeights(4, 8.0, {"to_q": (torch.zeros(down), torch.zeros(up))})
 
 
-@pytest.mark.parametrize("targets", [["attn.to_q"], [*DEFAULT_TARGET_MODULES, "ff.net.2"]])
+@pytest.mark.parametrize("targets", [["attn.to_q"], [*ATTENTION_PROJECTIONS, "ff.net.2"]])
 def test_targets_and_weights_differ(saved: Path, targets: list[str]) -> None:
     edit_config(saved, target_modules=targets)
     with refused(AdapterError, names=["target_modules"]):
@@ -166,7 +166,15 @@ def test_weights_that_are_not_finite(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"r": None}, {"r": "4"}, {"lora_alpha": None}, {"target_modules": 3}, {"peft_type": "LOKR"}],
+    [
+        {"r": None},
+        {"r": "4"},
+        {"r": 0},
+        {"lora_alpha": None},
+        {"lora_alpha": 0},
+        {"target_modules": 3},
+        {"peft_type": "LOKR"},
+    ],
 )
 def test_config_of_something_else(saved: Path, changes: dict[str, Any]) -> None:
     edit_config(saved, **changes)
@@ -203,4 +211,13 @@ def test_put_takes_a_lora_from_memory(bank: AdapterBank, backbone: Any, inputs: 
     expected = backbone.transformer(**inputs).sample
     with bank.using("copy"):
         assert torch.equal(backbone.transformer(**inputs).sample, expected)
-    assert bank.settings("copy") == LoraForm(4, 8.0, tuple(DEFAULT_TARGET_MODULES))
+    assert bank.settings("copy") == LoraSettings(rank=4, alpha=8.0)
+
+
+@pytest.mark.parametrize(
+    "values", [{"rank": 0}, {"alpha": 0.0}, {"alpha": -1.0}, {"alpha": float("nan")}, {"factors": {}}]
+)
+def test_what_cannot_be_a_lora_is_refused(values: dict[str, Any]) -> None:
+    factors = {"attn.to_q": (torch.zeros(2, 3), torch.zeros(4, 2))}
+    with refused(AdapterError):
+        LoraWeights(**{"rank": 2, "alpha": 4.0, "factors": factors, **values})

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from errors import refused
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.mmdit import (
     dotted_diffusers,
     dotted_original,
@@ -21,7 +20,8 @@ from flow_opd.adapters.formats.mmdit import (
     original_state,
     to_diffusers,
 )
-from flow_opd.adapters.uniform import Factors
+from flow_opd.adapters.lora import Factors
+from flow_opd.config.common import LoraSettings
 from flow_opd.errors import AdapterError
 
 WIDTH = 8
@@ -170,7 +170,7 @@ def test_every_name_exists_in_the_true_medium_model() -> None:
             dual_attention_layers=tuple(range(13)),
             qk_norm="rms_norm",
         )
-    settings = LoraForm()
+    settings = LoraSettings()
     targeted = {name: layer for name, layer in linears(model).items() if settings.targets(name)}
     assert len(targeted) == 191
     parts = {

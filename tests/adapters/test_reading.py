@@ -16,10 +16,10 @@ from test_formats import assert_same
 
 from errors import refused
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import DEFAULT_TARGET_MODULES
 from flow_opd.adapters.formats.reading import adapter_files, read_adapter, weights_file
 from flow_opd.adapters.formats.writing import DIFFUSERS_FILE, METADATA_KEY, write_comfyui, write_diffusers
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
+from flow_opd.config.common import ATTENTION_PROJECTIONS
 from flow_opd.errors import AdapterError
 
 # What the first releases of PEFT wrote for a diffusion model, and what later ones add.
@@ -38,7 +38,7 @@ OLD_CONFIG = {
     "peft_type": "LORA",
     "r": 4,
     "revision": None,
-    "target_modules": list(DEFAULT_TARGET_MODULES),
+    "target_modules": list(ATTENTION_PROJECTIONS),
     "task_type": None,
 }
 LATER_CONFIG = OLD_CONFIG | {
@@ -89,7 +89,7 @@ def test_published_peft_folders(
     save_file(tensors, peft_folder / WEIGHTS_FILE)
     lora = read_adapter(peft_folder)
     assert (lora.rank, lora.alpha, lora.base_model, lora.notes) == (4, 8.0, None, ())
-    assert lora.target_modules == tuple(sorted(DEFAULT_TARGET_MODULES))
+    assert lora.target_modules == tuple(sorted(ATTENTION_PROJECTIONS))
     for module, (down, up) in lora.factors.items():
         assert torch.equal(down, student.factors[module][0].to(dtype).float())
         assert torch.equal(up, student.factors[module][1].to(dtype).float())

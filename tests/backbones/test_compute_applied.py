@@ -14,8 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from errors import refused
 from flow_opd.backbones import compute
-from flow_opd.backbones.attention import DispatchedJointAttention
-from flow_opd.backbones.compute import prepare
+from flow_opd.backbones.compute import DispatchedJointAttention, prepare
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BackboneSettings, TrainingComputeSettings
 from flow_opd.errors import ConfigError

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from errors import refused
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.backbones.flux import FluxBackbone, pack, token_positions, unpack
-from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.common import BaseModelSettings, LoraSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
+from oracles import ode_schedule
 from tiny import PROMPTS, fill, gradients
 from tiny_pipelines import TinyOn, tiny_flux
 
@@ -204,9 +203,9 @@ def test_the_default_lora_reaches_every_attention_of_flux(tmp_path: Path) -> Non
     named = base.pipe.transformer.named_modules()
     linears = [name.replace(".base_layer", "") for name, module in named if isinstance(module, nn.Linear)]
     single = [f"single_transformer_blocks.{i}.{name}" for i in (0, 1) for name in ("proj_mlp", "proj_out")]
-    more = LoraForm(target_modules=("proj_mlp", *single[1::2]))
+    more = LoraSettings(target_modules=("proj_mlp", *single[1::2]))
     assert [name for name in linears if more.targets(name)] == single  # as the guide says
-    assert LoraForm(target_modules=("proj_out",)).targets("proj_out")  # the last layer too
+    assert LoraSettings(target_modules=("proj_out",)).targets("proj_out")  # the last layer too
 
     bank.weights("student").write(tmp_path / "adapter")
     noise, sigma = draw_noise(base.latent_shape, seeds()), torch.full((4,), 0.5)

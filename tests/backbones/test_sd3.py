@@ -13,9 +13,9 @@ from errors import refused
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, generate_latents, rollout
+from oracles import ode_schedule
 from tiny import PROMPTS, new_tiny_pipeline
 from tiny_pipelines import tiny_sd3
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from calls import flow_opd
 from errors import assert_refused
 from flow_opd.cli import app
-from flow_opd.console import READER_GONE, user_errors
+from flow_opd.cli.common import READER_GONE, user_errors
 from flow_opd.errors import RewardError
 
 COMMANDS = [

@@ -12,11 +12,11 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from flow_opd.cli import app
-from flow_opd.cli.common import SETTINGS, settings_of
 from flow_opd.config.file.document import parse_value, parse_yaml
 from flow_opd.config.file.reader import read, to_yaml
 from flow_opd.config.json_schema import json_schema
 from flow_opd.config.locations import asset_folder
+from flow_opd.config.stages import STAGES, settings_of
 
 SHIPPED = asset_folder() / "schemas"
 FOLDERS = (asset_folder() / "configs", Path(__file__).parents[2] / "configs")
@@ -36,7 +36,7 @@ def faults(stage: str, data: Any) -> list[str]:
     return [error.json_path for error in Draft202012Validator(schema).iter_errors(data)]
 
 
-@pytest.mark.parametrize("stage", SETTINGS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_shipped_schema_is_that_of_the_code(stage: str) -> None:
     schema = json_schema(settings_of(stage), stage)
     Draft202012Validator.check_schema(schema)
@@ -45,7 +45,7 @@ def test_the_shipped_schema_is_that_of_the_code(stage: str) -> None:
 
 
 def test_no_schema_is_left_over() -> None:
-    assert {file.stem for file in SHIPPED.iterdir()} == set(SETTINGS)
+    assert {file.stem for file in SHIPPED.iterdir()} == set(STAGES)
 
 
 @pytest.mark.parametrize(("folder", "file"), FILES, ids=IDS)
@@ -123,7 +123,7 @@ def test_the_command_prints_one_or_all_and_writes_files(tmp_path: Path) -> None:
     assert json.loads(one.stdout) == json.loads((SHIPPED / "merge.json").read_text())
     every = CliRunner().invoke(app, ["schema"])
     assert json.loads(every.stdout)["merge"] == json.loads(one.stdout)
-    assert set(json.loads(every.stdout)) == set(SETTINGS)
+    assert set(json.loads(every.stdout)) == set(STAGES)
     written = CliRunner().invoke(app, ["schema", "--out", str(tmp_path)])
     assert written.exit_code == 0
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in SHIPPED.iterdir()}

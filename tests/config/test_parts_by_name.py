@@ -17,7 +17,7 @@ from errors import refused
 from flow_opd.config import kinds
 from flow_opd.config.common import BackboneSettings
 from flow_opd.config.distill import DistillConfig
-from flow_opd.config.file.describe import describe
+from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values, to_yaml
 from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.objectives import ObjectiveSettings
@@ -166,7 +166,7 @@ def test_routers_weights_dynamics_and_merges() -> None:
 
 
 def flow_opd_schedule() -> Any:
-    from flow_opd.flow.schedule import make_schedule
+    from flow_opd.flow.path import make_schedule
 
     return make_schedule(torch.tensor([1.0, 0.5, 0.0]), noise_level=0.7, stochastic_steps=(0, 1))
 

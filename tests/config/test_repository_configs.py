@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import targeted_linears
 from flow_opd.config.base import Settings
-from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.common import BaseModelSettings, LoraSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import dump, read
@@ -95,13 +94,13 @@ def test_composition_has_the_published_mixture_of_tags(name: str) -> None:
     }
 
 
-def forms_of(settings: Settings) -> dict[str, LoraForm]:
+def loras_of(settings: Settings) -> dict[str, LoraSettings]:
     if isinstance(settings, DistillSettings):
-        return dict(distill_job(settings, student="student", anchor="anchor").forms)
+        return dict(distill_job(settings, student="student", anchor="anchor").loras)
     if isinstance(settings, TeacherSettings):
-        return dict(teacher_job(settings, student="student").forms)
+        return dict(teacher_job(settings, student="student").loras)
     assert isinstance(settings, SFTSettings)
-    return {"student": LoraForm.of(settings.lora)}
+    return {"student": settings.lora}
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,8 @@ def test_its_adapters_fit_the_shapes_of_its_base(name: str) -> None:
     size = sum(parameter.numel() for parameter in transformer.parameters())
     assert size == pytest.approx(PARAMETERS[base.path], rel=0.02)
     modules = dict(transformer.named_modules())
-    for form in forms_of(settings).values():
-        assert len(targeted_linears(modules, form)) == MODULES[base.path]
+    for lora in loras_of(settings).values():
+        assert len(targeted_linears(modules, lora)) == MODULES[base.path]
     patches = 8 * network.config.get("patch_size", 1)
     assert base.resolution is not None
     assert base.resolution % patches == 0

@@ -7,15 +7,15 @@ from typing import Any, get_args
 
 import pytest
 
-from flow_opd.cli.common import SETTINGS, settings_of
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.file.describe import describe
+from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.merge import MergeMethodSettings, MergeSettings
 from flow_opd.config.objectives import ObjectiveSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.sft import SFTSettings
+from flow_opd.config.stages import STAGES, settings_of
 from flow_opd.config.state_weights import CustomStateWeights, StateWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
@@ -62,7 +62,7 @@ def refusal(model: Any, values: dict[str, Any], *overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("stage", SETTINGS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_key_has_help(stage: str) -> None:
     keys = list(describe(settings_of(stage)))
     assert keys

@@ -19,9 +19,9 @@ from flow_opd.backbones.loading import load_backbone
 from flow_opd.config.common import BaseModelSettings, TrainingComputeSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.sampling import DynamicsSettings
-from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.policy import Policy
 from flow_opd.method.rollouts import WalkNoise, draw_noise, rollout
+from oracles import ode_schedule
 from tiny import PROMPTS, fill
 from tiny_pipelines import TEXT_WIDTH, frozen, t5_tokenizer, tiny_autoencoder
 
@@ -121,7 +121,11 @@ def test_the_sections_of_the_page_are_good_settings() -> None:
     sections = [
         yaml.safe_load(text)["base"] for text in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
     ]
-    assert [BaseModelSettings.model_validate(each).embedded_guidance for each in sections] == [None, 3.5, None]
+    assert [BaseModelSettings.model_validate(each).embedded_guidance for each in sections] == [
+        None,
+        3.5,
+        None,
+    ]
 
 
 def test_the_lines_for_python_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,8 @@ from flow_opd.config.common import EMASettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.dynamics import cps_step, sde_step
-from flow_opd.flow.gaussian import log_prob_mean, transition_kl
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import cps_step, log_prob_mean, sde_step, transition_kl
+from flow_opd.flow.path import make_schedule
 from flow_opd.flow.weights import transition_weights
 from flow_opd.training.optimizer import EMA
 from flow_opd.types import StepDistribution

@@ -12,9 +12,8 @@ from torch import Tensor
 from errors import refused
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.dynamics import cps_step, diffusion, ode_step, sde_step
-from flow_opd.flow.gaussian import log_prob_mean, sample
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import cps_step, diffusion, log_prob_mean, ode_step, sample, sde_step
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.rollouts import schedule_rows
 from flow_opd.protocols import Dynamics
 from flow_opd.types import StepDistribution

@@ -8,9 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.state_weights import StateWeightsSettings
-from flow_opd.flow.dynamics import cps_step, ode_step, sde_step
-from flow_opd.flow.gaussian import sde_kl_weight, transition_kl
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import cps_step, ode_step, sde_step, transition_kl
+from flow_opd.flow.path import make_schedule
 from flow_opd.flow.weights import (
     given_weights,
     noisy_weights,
@@ -22,6 +21,7 @@ from flow_opd.flow.weights import (
 )
 from flow_opd.method.rollouts import schedule_rows
 from flow_opd.types import Schedule
+from oracles import sde_kl_weight
 
 
 def sd3(window: tuple[int, int] = (0, 8), steps: int = 10) -> Schedule:

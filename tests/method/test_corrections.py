@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from flow_opd.flow.dynamics import cps_step, sde_step
-from flow_opd.flow.gaussian import transition_kl
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import cps_step, sde_step, transition_kl
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.corrections import (
     CorrectedRollouts,
     Correction,

@@ -22,9 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flow_opd.flow.dynamics import sde_step
-from flow_opd.flow.gaussian import transition_kl
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.dynamics import sde_step, transition_kl
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.corrections import Correction, clip_advantages, detached_state_kl, sampled_log_ratio
 from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.method.walk import Walks

@@ -12,9 +12,8 @@ from torch.distributions import Normal
 
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.state_weights import StateWeightsSettings
-from flow_opd.flow.dynamics import cps_step, sde_step
-from flow_opd.flow.gaussian import log_prob_mean
-from flow_opd.flow.schedule import make_schedule, without_noise
+from flow_opd.flow.dynamics import cps_step, log_prob_mean, sde_step
+from flow_opd.flow.path import make_schedule, without_noise
 from flow_opd.flow.weights import (
     StateWeights,
     given_weights,

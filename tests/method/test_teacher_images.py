@@ -17,7 +17,6 @@ from flow_opd.config.common import OptimizerSettings
 from flow_opd.errors import NonFiniteError
 from flow_opd.flow.dynamics import ode_step
 from flow_opd.flow.path import shifted_uniform_sigmas
-from flow_opd.flow.schedule import ode_schedule
 from flow_opd.method.objectives import VelocityMatching
 from flow_opd.method.rollouts import WalkNoise, rollout
 from flow_opd.method.sft import sft_cold_start
@@ -28,6 +27,7 @@ from flow_opd.seeding import generator
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning, ImageBatch, Prompt
 from forks import fork
+from oracles import ode_schedule
 from tiny import PROMPTS, SHAPE, SIGN, GaussianFlow, PlainPrompts, Recorder, SmallNet, Tiny, unconditional
 
 

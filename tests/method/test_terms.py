@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from flow_opd.flow.dynamics import sde_step
-from flow_opd.flow.gaussian import log_prob_mean, sde_kl_weight, transition_kl
+from flow_opd.flow.dynamics import log_prob_mean, sde_step, transition_kl
 from flow_opd.method.objectives import (
     ClippedPolicyGradient,
     Target,
@@ -19,6 +18,7 @@ from flow_opd.method.objectives import (
 )
 from flow_opd.protocols import VelocityField
 from flow_opd.types import ImageBatch, TransitionBatch
+from oracles import sde_kl_weight
 from tiny import GaussianFlow, Tiny, gradients, unconditional
 
 ROWS = 5

@@ -9,7 +9,7 @@ import pytest
 import flow_opd.miniature
 from errors import refused
 from flow_opd.errors import DataError
-from flow_opd.miniature.captions import COMPOSITION, MAX_TOKENS, TAGS, TASKS, TEXT, caption, misread, words
+from flow_opd.miniature.captions import COMPOSITION, TAGS, TASKS, TEXT, caption, misread, words
 from flow_opd.miniature.dataset import dataset, training_sample
 from flow_opd.miniature.degradations import KINDS, degrade
 from flow_opd.miniature.palette import BACKGROUNDS, COLORS, LETTERS, allowed, detector_palette
@@ -18,6 +18,7 @@ from flow_opd.miniature.renderer import render
 from flow_opd.miniature.scene import SIDES, Style, scene_for
 
 DOMAINS = (*TAGS, *TASKS[1:])
+MAX_TOKENS = 14  # words of the longest caption
 SMALLEST_GAP = 2.0  # pixels between two things
 ORNAMENT_BAND = 6.0  # pixels at the top that things keep free
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.sd3 import SD3Backbone
+from flow_opd.config.common import LoraSettings
 from flow_opd.quiet import quiet_loading
 from tiny import new_tiny_pipeline
 from tiny_pipelines import tiny_flux
@@ -73,7 +73,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     bank = AdapterBank(SD3Backbone(pipe, max_sequence_length=0))
     draw = torch.Generator().manual_seed(0)
     for name, rank in (("a", 2), ("b", 2), ("c", 2), ("wide", 4)):
-        bank.add(name, LoraForm(rank=rank, alpha=2.0 * rank), 0)
+        bank.add(name, LoraSettings(rank=rank, alpha=2.0 * rank), 0)
         filled = {
             key: torch.randn(value.shape, generator=draw) / 5 for key, value in bank.state(name).items()
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.teacher import TeacherSettings
@@ -33,13 +33,13 @@ def test_the_direct_kl_sees_every_state_once(disk) -> None:
 def test_without_an_anchor_there_is_none(disk) -> None:
     job = distillation(disk.distillation(anchor=None))
     assert job.work.anchor == 0
-    assert set(job.forms) == {"a", "b", "student"}
+    assert set(job.loras) == {"a", "b", "student"}
     assert job.pipelines == 3
 
 
 def test_an_anchor_that_is_a_teacher_is_no_further_adapter(disk) -> None:
     job = distillation(disk.distillation(anchor={"teacher": "a", "share": 1.0}))
-    assert set(job.forms) == {"a", "b", "student"}
+    assert set(job.loras) == {"a", "b", "student"}
     assert job.work.anchor == 24
 
 
@@ -65,7 +65,7 @@ def test_grpo_decodes_and_trains_the_noisy_steps(disk) -> None:
 
 def test_adapters_are_read_from_their_configs(disk) -> None:
     job = distillation(disk.distillation())
-    assert {name: form.rank for name, form in job.forms.items()} == {
+    assert {name: lora.rank for name, lora in job.loras.items()} == {
         "a": 2,
         "b": 2,
         "anchor": 2,
@@ -85,7 +85,7 @@ def test_adapters_are_read_from_their_configs(disk) -> None:
     ],
 )
 def test_the_students_form_follows_its_start(disk, start, rank: int, alpha: float) -> None:
-    student = distillation(disk.distillation(cold_start=start)).forms["student"]
+    student = distillation(disk.distillation(cold_start=start)).loras["student"]
     assert (student.rank, student.alpha) == (rank, alpha)
 
 
@@ -106,7 +106,7 @@ def test_a_teacher_may_start_from_adapters(disk, start, rank: int) -> None:
     job = grpo(
         disk.grpo(lora=None, cold_start={**start, **{key: value for key, value in named.items() if value}})
     )
-    assert {name: form.rank for name, form in job.forms.items()} == {"student": rank}
+    assert {name: lora.rank for name, lora in job.loras.items()} == {"student": rank}
     elsewhere = {"merge": "mean", "adapters": [where["a"], "someone/adapter"]}
     assert grpo(disk.grpo(lora=None, cold_start=elsewhere)).notes == (
         "not on this machine, taken to have rank 32: someone/adapter",
@@ -115,14 +115,14 @@ def test_a_teacher_may_start_from_adapters(disk, start, rank: int) -> None:
 
 def test_a_distillation_may_merge_others_than_its_teachers(disk) -> None:
     start = {"merge": "mean", "adapters": [str(disk.adapters["wide"])] * 2}
-    assert distillation(disk.distillation(cold_start=start)).forms["student"].rank == 8
+    assert distillation(disk.distillation(cold_start=start)).loras["student"].rank == 8
 
 
 def test_an_adapter_that_is_not_here_is_assumed_and_said(disk, tmp_path: Path) -> None:
     values = disk.distillation()
     values["teachers"][0]["adapter"] = "someone/adapter"
     job = distillation(values)
-    assert job.forms["a"] == LoraForm()
+    assert job.loras["a"] == LoraSettings()
     assert job.notes == ("not on this machine, taken to have rank 32: someone/adapter",)
     shutil.copytree(disk.adapters["b"], tmp_path / "later")
     values["teachers"][0]["adapter"] = str(tmp_path / "later")

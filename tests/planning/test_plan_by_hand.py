@@ -7,7 +7,7 @@ from formulas import Sizes, forward_flops
 
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.planning.plan import Plan
 from flow_opd.stages.plan import plan_training
 

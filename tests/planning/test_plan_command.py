@@ -15,10 +15,10 @@ from flow_opd.cli import app
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.plan import PlanSettings, read_training
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
-from flow_opd.stages.plan import plan_training
+from flow_opd.stages.plan import plan_training, read_training
 
 CARDS = ("A100 80GB", "A100 40GB", "H100 SXM", "H800 SXM", "RTX 4090")
 FLOPS = {
@@ -57,7 +57,7 @@ def call(*words: str) -> Any:
 @pytest.fixture
 def config(disk, tmp_path: Path) -> Path:
     file = tmp_path / "distill.yaml"
-    file.write_text(yaml.safe_dump(disk.distillation()))
+    file.write_text(yaml.safe_dump({"stage": "distill", **disk.distillation()}))
     return file
 
 
@@ -98,7 +98,7 @@ def test_json_is_whole_and_stable(config: Path) -> None:
 @pytest.mark.slow
 def test_tables_teach(disk, tmp_path: Path) -> None:
     file = tmp_path / "teacher.yaml"
-    file.write_text(yaml.safe_dump(disk.grpo()))
+    file.write_text(yaml.safe_dump({"stage": "teacher", **disk.grpo()}))
     result = call(str(file), "--set", "compute.gradient_checkpointing=true", "--processes", "2")
     assert result.exit_code == 0, result.output
     for part in (
@@ -114,19 +114,25 @@ def test_tables_teach(disk, tmp_path: Path) -> None:
         assert part in " ".join(result.stdout.split()), part
 
 
-def test_the_kind_is_recognised() -> None:
+def test_the_file_says_its_stage() -> None:
     folder = asset_folder() / "configs"
     assert isinstance(read_training(folder / "distill.yaml"), DistillSettings)
     assert isinstance(read_training(folder / "teachers" / "text.yaml"), TeacherSettings)
 
 
 @pytest.mark.parametrize("name", ["merge", "sft", "evaluate", "demo"])
-def test_other_kinds_are_refused(name: str) -> None:
-    with refused(ConfigError, names=[f"{name}.yaml"]):
+def test_other_stages_are_refused(name: str) -> None:
+    with refused(ConfigError, value=name, names=[f"flow-opd {name} ", "'distill' or 'teacher'"]):
         read_training(asset_folder() / "configs" / f"{name}.yaml")
 
 
-def test_a_typo_does_not_hide_the_kind(config: Path) -> None:
+def test_a_file_that_does_not_say_its_stage_is_no_guess(config: Path) -> None:
+    config.write_text(config.read_text().replace("stage: distill\n", ""))
+    with refused(ConfigError, value=None, names=["'stage: distill'"]):
+        read_training(config)
+
+
+def test_a_typo_elsewhere_is_found(config: Path) -> None:
     config.write_text(config.read_text().replace("teachers:", "teacher:"))
     with refused(ConfigError, names=["'teacher'", "'teachers'"]):
         read_training(config)
@@ -137,7 +143,7 @@ def test_a_typo_does_not_hide_the_kind(config: Path) -> None:
     [
         (
             ["asset:configs/evaluate.yaml"],
-            ["no training that can be planned", "a Flow-GRPO teacher", "To fix:"],
+            ["settings of another stage", "'distill' or 'teacher'", "To fix: `flow-opd evaluate"],
         ),
         (["asset:configs/distil.yaml"], ["asset"]),
         (["absent.yaml"], ["absent.yaml"]),

@@ -11,10 +11,10 @@ import torch
 from formulas import Sizes, forward_flops
 from rich.console import Console
 
-from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
+from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import read
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.method.policy import Policy
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.machines import GIB
@@ -43,7 +43,7 @@ def settings() -> DistillSettings:
 @pytest.fixture(scope="module")
 def model() -> ShapeModel:
     base = settings().base
-    return build_model(read_architecture(base), base, {"student": LoraForm()}, student="student")
+    return build_model(read_architecture(base), base, {"student": LoraSettings()}, student="student")
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,7 @@ def test_the_eight_targets_match_191_modules(model: ShapeModel) -> None:
     module, and '.attn2.to_q' does not end in '.attn.to_q'. Flow-GRPO's adapters are of the same form.
     """
     modules = {key.removesuffix(".lora_A.weight") for key in model.trained if "lora_A" in key}
-    expected = {
-        f"transformer_blocks.{i}.{target}" for i in range(LAYERS) for target in DEFAULT_TARGET_MODULES
-    }
+    expected = {f"transformer_blocks.{i}.{target}" for i in range(LAYERS) for target in ATTENTION_PROJECTIONS}
     assert modules == expected - {f"transformer_blocks.{LAYERS - 1}.attn.to_add_out"}
     second = [name for name, _ in model.transformer.named_modules() if name.endswith("attn2.to_q.weight")]
     assert not second

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.formats.reading import read_adapter
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
-from flow_opd.config.plan import PlanSettings, TrainingSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.state_weights import TransitionWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.method.grpo import grpo
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walks import build_walks
+from flow_opd.planning.job import TrainingSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan
 from flow_opd.processes import ALONE
@@ -109,7 +109,7 @@ def real_round(settings: TrainingSettings, disk: Any) -> Round:
         bank.train("student")
         parts = distillation(settings, named_policies(settings, base, encoder), walks)
     else:
-        bank.add("student", LoraForm.of(settings.lora), 0)
+        bank.add("student", settings.lora, 0)
         bank.train("student")
         scale = settings.sampling.guidance_scale
         student, reference = (base.policy(name, scale, encoder=encoder) for name in ("student", None))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from errors import refused
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.plan import PlanSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.rewards import DeQASettings, GenEvalSettings, OCRSettings, PickScoreSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError

@@ -15,11 +15,12 @@ from errors import refused
 from flow_opd.config.prompts import TagSharesSettings
 from flow_opd.errors import DataError
 from flow_opd.prompts.geneval import CLASSES, COLORS, OPPOSITES, caption, item, new_prompts, plural, pools
-from flow_opd.prompts.jsonl import read_lines, read_prompts, write_prompts
+from flow_opd.prompts.jsonl import read_lines, write_prompts
 from flow_opd.prompts.overlap import keys, leaks, repeats
 from flow_opd.rewards.detectors import Detection
 from flow_opd.rewards.geneval import RELATIONS, TAGS, GenEvalReward
 from flow_opd.types import Prompt
+from oracles import read_prompts
 
 EQUAL = dict.fromkeys(TAGS, 1.0)
 FLOW_GRPO = TagSharesSettings().model_dump()

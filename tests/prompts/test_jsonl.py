@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_opd.errors import DataError
-from flow_opd.prompts.jsonl import quotations, read_lines, read_prompts, write_prompts
+from flow_opd.prompts.jsonl import quotations, read_lines, write_prompts
 from flow_opd.types import Prompt
+from oracles import read_prompts
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip() != "")
 

@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from errors import refused
 from flow_opd.errors import DataError
 from flow_opd.prompts import words
-from flow_opd.prompts.jsonl import quotations, read_lines, read_prompts, write_prompts
+from flow_opd.prompts.jsonl import quotations, read_lines, write_prompts
 from flow_opd.prompts.ocr import PHRASES, SCENES, new_prompts
 from flow_opd.prompts.overlap import keys, repeats
 from flow_opd.rewards.ocr import LineReader, OCRReward
+from oracles import read_prompts
 
 LENGTHS = range(1, 7)
 

@@ -19,8 +19,7 @@ from flow_opd.miniature.prompts import prompts
 from flow_opd.miniature.renderer import render
 from flow_opd.miniature.scene import scene_for
 from flow_opd.protocols import Reward
-from flow_opd.rewards.deqa import DeQAReward, expected_level
-from flow_opd.rewards.quality_net import QualityNet
+from flow_opd.rewards.deqa import DeQAReward, QualityNet, expected_level
 from flow_opd.types import Prompt
 
 MODEL = asset_folder() / "rewards" / "deqa"

@@ -19,8 +19,7 @@ from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.prompts.geneval import CLASSES
 from flow_opd.prompts.geneval import COLORS as PROMPT_COLORS
 from flow_opd.rewards.colors import BACKGROUND, COLORS, ColorClassifier, cut_out
-from flow_opd.rewards.instances import find_instances
-from flow_opd.rewards.segmentation import NAMES, UNREAD, Input, Mask2FormerDetector
+from flow_opd.rewards.segmentation import NAMES, UNREAD, Input, Mask2FormerDetector, find_instances
 from flow_opd.runs.identity import content, reward_files
 from flow_opd.types import Prompt
 from tiny_rewards import PROCESSOR, save_mask2former

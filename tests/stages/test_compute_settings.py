@@ -17,8 +17,8 @@ from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.distill import DistillConfig, DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import from_values, read
-from flow_opd.config.generate import GenerateSettings
 from flow_opd.config.locations import asset_folder
+from flow_opd.config.options import GenerateSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import ConfigError
 from flow_opd.processes import Processes

@@ -23,7 +23,7 @@ from flow_opd.adapters.formats.writing import (
 from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
 from flow_opd.backbones.sd3 import SD3Backbone
 from flow_opd.config.common import BaseModelSettings
-from flow_opd.config.release import ExportSettings
+from flow_opd.config.options import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.stages import export
 from tiny import Tiny, new_tiny_pipeline

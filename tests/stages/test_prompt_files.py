@@ -12,15 +12,15 @@ from errors import ANY, assert_refused, refused
 from flow_opd.cli import app
 from flow_opd.config.common import PromptsSettings
 from flow_opd.config.evaluate import EvaluateSettings
-from flow_opd.config.file.describe import describe
+from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.prompts import CheckPromptsSettings, GenEvalPromptsSettings, OCRPromptsSettings
 from flow_opd.errors import DataError
 from flow_opd.processes import ALONE
-from flow_opd.prompts.jsonl import read_prompts
 from flow_opd.runs.identity import prompts_digest
 from flow_opd.runs.prompts import prompts_of
 from flow_opd.runs.score_cache import ScoreCache
+from oracles import read_prompts
 
 GENEVAL_LINE = {
     "tag": "two_object",

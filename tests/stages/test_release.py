@@ -21,7 +21,7 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import read
 from flow_opd.config.locations import asset_folder
-from flow_opd.config.release import CardSettings, ExportSettings, PublishSettings
+from flow_opd.config.options import CardSettings, ExportSettings, PublishSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.errors import AdapterError, ConfigError, DataError
 from flow_opd.files import sha256
@@ -149,8 +149,8 @@ def test_runs_without_a_card(here: Path) -> None:
     shutil.rmtree("runs/student/adapter")
     with refused(AdapterError, value="runs/student/adapter"):
         write_card("runs/student")
-    Path("runs/student/config.yaml").write_text("folder: x\n")
-    with refused(ConfigError, value="runs/student/config.yaml"):
+    Path("runs/student/config.yaml").write_text("stage: card\nfolder: x\n")
+    with refused(ConfigError, value="card"):
         write_card("runs/student")
 
 

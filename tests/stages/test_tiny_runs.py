@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from calls import refused, succeeds
 from errors import ANY
 from flow_opd.config.locations import asset_folder
-from flow_opd.rewards.quality_net import QualityNet
+from flow_opd.rewards.deqa import QualityNet
 
 pytestmark = pytest.mark.slow
 FILES = [

@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights, check_fit, targeted_linears
 from flow_opd.adapters.routed_linear import Route, RoutedLinear
+from flow_opd.config.common import LoraSettings
 from flow_opd.errors import AdapterError, nearest
 
 _SIDES = ("lora_A", "lora_B")
@@ -50,7 +50,7 @@ class AdapterBank:
             )
         self._backbone = backbone
         self._modules = dict(backbone.transformer.named_modules())
-        self._settings: dict[str, LoraForm] = {}
+        self._settings: dict[str, LoraSettings] = {}
         self._layers: dict[str, RoutedLinear] = {}
         self._route = Route()
         self._active: str | None = None
@@ -76,12 +76,12 @@ class AdapterBank:
         names = (name, *(f"{name}-{number}" for number in range(2, len(self._settings) + 2)))
         return next(each for each in names if each not in self._settings)
 
-    def settings(self, name: str) -> LoraForm:
+    def settings(self, name: str) -> LoraSettings:
         """Returns rank, alpha and targets of an adapter."""
         self._check_known(name)
         return self._settings[name]
 
-    def add(self, name: str, settings: LoraForm, seed: int) -> None:
+    def add(self, name: str, settings: LoraSettings, seed: int) -> None:
         """Adds a fresh adapter with zero effect: A ~ N(0, 1 / rank^2) drawn from `seed`, B = 0.
 
         Raises:
@@ -219,7 +219,9 @@ class AdapterBank:
         }
         return LoraWeights(settings.rank, settings.alpha, factors, settings.target_modules)
 
-    def _attach(self, name: str, settings: LoraForm, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def _attach(
+        self, name: str, settings: LoraSettings, factors: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> None:
         """Enters an adapter with checked factors into the PEFT model, and restores what was active."""
         config = LoraConfig(
             r=settings.rank,

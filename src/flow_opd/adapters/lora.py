@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,32 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from flow_opd.adapters.files import read_bytes, read_safetensors, write_folder
-from flow_opd.adapters.form import LoraForm
-from flow_opd.adapters.keys import PEFT, parse_keys
+from flow_opd.adapters.files import PEFT, parse_keys, read_bytes, read_safetensors, write_files
 from flow_opd.adapters.peft_config import PeftConfig, config_entries
-from flow_opd.adapters.uniform import Factors, one_form
+from flow_opd.config.common import LoraSettings
 from flow_opd.errors import AdapterError, nearest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The two factors of one module: delta = (alpha / r) B A."""
+
+    down: Tensor  # A [r, in]
+    up: Tensor  # B [out, r]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension r."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r in front of B A."""
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +49,7 @@ class LoraWeights:
     rank: int
     alpha: float
     factors: Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
-    target_modules: tuple[str, ...] = ()  # as in LoraForm; empty = the modules of `factors` by full name
+    target_modules: tuple[str, ...] = ()  # as in LoraSettings; empty = the modules of `factors` by full name
     base_model: str | None = None  # name of the base, where it is known
     notes: tuple[str, ...] = ()  # what was changed when it was read
 
@@ -38,8 +57,16 @@ class LoraWeights:
         """Checks that factors, rank and targets belong together.
 
         Raises:
-            AdapterError: if a factor has another rank or is not finite, or targets and modules differ.
+            AdapterError: if rank or alpha is no number that a LoRA can have, a factor has another rank or is
+                not finite, or targets and modules differ.
         """
+        if self.rank < 1 or not (math.isfinite(self.alpha) and self.alpha > 0) or not self.factors:
+            raise AdapterError(
+                "not a LoRA",
+                value={"rank": self.rank, "alpha": self.alpha, "modules": len(self.factors)},
+                allowed="a rank from 1, a finite alpha above 0, and factors of one module or more",
+                fix="use the adapter_config.json that was saved with these weights",
+            )
         if not self.target_modules:
             object.__setattr__(self, "target_modules", tuple(sorted(self.factors)))
         settings = self.settings
@@ -56,9 +83,9 @@ class LoraWeights:
             )
 
     @property
-    def settings(self) -> LoraForm:
+    def settings(self) -> LoraSettings:
         """The settings (rank, alpha, targets) of a fresh LoRA of the same shape."""
-        return LoraForm(self.rank, self.alpha, self.target_modules)
+        return LoraSettings(rank=self.rank, alpha=self.alpha, target_modules=self.target_modules)
 
     @property
     def scale(self) -> float:
@@ -89,7 +116,7 @@ class LoraWeights:
             AdapterError: if the folder cannot be written.
         """
         config = config_entries(self.settings) | {"base_model_name_or_path": base_model or self.base_model}
-        write_folder(
+        write_files(
             Path(folder),
             {
                 WEIGHTS_FILE: save(pack_factors(self.factors, PEFT), metadata={"format": "pt"}),
@@ -129,12 +156,45 @@ class LoraWeights:
         """
         for module, (down, up) in factors.items():
             _check_factors(module, down, up, config.rank_of(module))
-        form = one_form(
-            {name: Factors(down, up, config.alpha_of(name)) for name, (down, up) in factors.items()}
-        )
-        return LoraWeights(
-            form.rank, form.alpha, form.factors, config.targets, config.base_model, notes=form.notes
-        )
+        parts = {name: Factors(down, up, config.alpha_of(name)) for name, (down, up) in factors.items()}
+        return LoraWeights.uniform(parts, config.targets, config.base_model)
+
+    @staticmethod
+    def uniform(
+        parts: Mapping[str, Factors], target_modules: tuple[str, ...] = (), base_model: str | None = None
+    ) -> LoraWeights:
+        """Returns the LoRA of one rank and alpha with the deltas of `parts`; its notes say what that took.
+
+        Lower ranks are padded with zeros; another alpha / rank than that of most modules goes into B.
+
+        Raises:
+            AdapterError: as for every LoRA.
+        """
+        ranks = {part.rank for part in parts.values()}
+        scales = Counter(part.scale for part in parts.values())
+        rank, alpha, notes = max(ranks), next(iter(parts.values())).alpha, []
+        factors = {module: (part.down, part.up) for module, part in parts.items()}
+        if len(ranks) > 1 or len(scales) > 1:
+            scale = max((scale for scale in scales if scale > 0), key=lambda each: scales[each])
+            alpha, factors = scale * rank, {name: _fitted(part, rank, scale) for name, part in parts.items()}
+        if len(ranks) > 1:
+            notes.append(f"ranks differ by module ({min(ranks)} to {rank}): padded with zeros to {rank}")
+        if len(scales) > 1:
+            listed = ", ".join(f"{each:g}" for each in sorted(scales))
+            notes.append(f"alpha / rank differs by module ({listed}): rescaled to {scale:g}")
+        return LoraWeights(rank, alpha, factors, target_modules, base_model, notes=tuple(notes))
+
+
+def _fitted(part: Factors, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns A and B of the same delta, of that rank and for that alpha / rank."""
+    up = part.up if part.scale == scale else part.up * (part.scale / scale)
+    if part.rank == rank:
+        return part.down, up
+    missing = rank - part.rank
+    return (
+        torch.cat([part.down, part.down.new_zeros(missing, part.down.shape[1])]),
+        torch.cat([up, up.new_zeros(up.shape[0], missing)], dim=1),
+    )
 
 
 def pack_factors(factors: Mapping[str, tuple[Tensor, Tensor]], prefix: str) -> dict[str, Tensor]:
@@ -165,7 +225,7 @@ def _check_factors(module: str, down: Tensor, up: Tensor, rank: int) -> None:
         )
 
 
-def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraForm) -> dict[str, nn.Linear]:
+def targeted_linears(modules: Mapping[str, nn.Module], settings: LoraSettings) -> dict[str, nn.Linear]:
     """Returns the linear layers among `modules` that the settings target, by name.
 
     Raises:

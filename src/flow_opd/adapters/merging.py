@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.lowrank import LowRank, nearest_to
 from flow_opd.adapters.merge_methods import MergeMethod
 from flow_opd.adapters.merge_report import MergeReport, ModuleReport, compare, kept_energy, share
+from flow_opd.config.common import LoraSettings
 from flow_opd.errors import AdapterError
 
 
@@ -44,8 +44,11 @@ def merge(
     merged, modules = _combine(loras, shapes, shares, method, seed)
     result_rank = max(delta.rank for delta in merged.values())
     alpha = 2.0 * result_rank if method.alpha is None else method.alpha
-    form = LoraForm(result_rank, alpha, _targets(loras))
-    result = _to_lora(merged, form, balanced=method.rank is not None)
+    if not (math.isfinite(alpha) and alpha > 0):
+        fix = "leave it out for 2 x rank"
+        raise AdapterError("LoRA alpha", value=alpha, allowed="finite numbers above 0", fix=fix)
+    settings = LoraSettings(rank=result_rank, alpha=alpha, target_modules=_targets(loras))
+    result = _to_lora(merged, settings, balanced=method.rank is not None)
     report = MergeReport(
         method=method.name,
         rank=result.rank,
@@ -187,7 +190,7 @@ def _generator(seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -> LoraWeights:
+def _to_lora(merged: Mapping[str, LowRank], settings: LoraSettings, *, balanced: bool) -> LoraWeights:
     """Returns the deltas as a LoRA; a module of lower rank than the others is padded with zeros.
 
     AdamW moves every entry of both factors by about the learning rate, so the delta moves by
@@ -196,27 +199,27 @@ def _to_lora(merged: Mapping[str, LowRank], form: LoraForm, *, balanced: bool) -
 
     Args:
         merged: module -> delta.
-        form: rank, alpha and targets of the result.
+        settings: rank, alpha and targets of the result.
         balanced: divides both factors by the root of alpha / rank, which keeps factors of equal size equal;
             else B alone by all of it, which keeps A.
     """
-    scale_down = math.sqrt(form.scale) if balanced else 1.0
+    scale_down = math.sqrt(settings.scale) if balanced else 1.0
     factors = {}
     for module, delta in merged.items():
-        up = torch.zeros(delta.up.shape[0], form.rank)
-        down = torch.zeros(form.rank, delta.down.shape[1])
-        up[:, : delta.rank] = delta.up / (form.scale / scale_down)
+        up = torch.zeros(delta.up.shape[0], settings.rank)
+        down = torch.zeros(settings.rank, delta.down.shape[1])
+        up[:, : delta.rank] = delta.up / (settings.scale / scale_down)
         down[: delta.rank] = delta.down / scale_down
         factors[module] = (down, up)
-    return LoraWeights(form.rank, form.alpha, factors, form.target_modules)
+    return LoraWeights(settings.rank, settings.alpha, factors, settings.target_modules)
 
 
 def _notes(loras: Sequence[LoraWeights], asked: int | None, rank: int) -> tuple[str, ...]:
     """Returns what the reader of the report should know besides the numbers."""
     notes = []
-    forms = [(lora.rank, lora.alpha) for lora in loras]
-    if len(set(forms)) > 1:
-        listed = ", ".join(f"{rank}/{alpha:g}" for rank, alpha in forms)
+    pairs = [(lora.rank, lora.alpha) for lora in loras]
+    if len(set(pairs)) > 1:
+        listed = ", ".join(f"{rank}/{alpha:g}" for rank, alpha in pairs)
         notes.append(
             f"the adapters differ in rank/alpha ({listed}); their deltas (alpha/rank) B A were merged"
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 from flow_opd.errors import AdapterError
 
 # Entries that do not change what the factors mean, or that `PeftConfig` reads. Every other entry has to be
@@ -45,7 +45,7 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]  # as in LoraForm; empty where only the weights can tell
+    targets: tuple[str, ...]  # as in LoraSettings; empty where only the weights can tell
     ranks: Mapping[str, int] = field(default_factory=dict)  # pattern -> rank
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> alpha
     rslora: bool = False  # delta = alpha / sqrt(rank) B A
@@ -74,7 +74,9 @@ class PeftConfig:
         ranks, alphas = entries.get("rank_pattern") or {}, entries.get("alpha_pattern") or {}
         if not (
             isinstance(rank, int)
+            and rank >= 1
             and isinstance(alpha, int | float)
+            and 0 < alpha < math.inf
             and isinstance(targets, list | str)
             and all(isinstance(each, int) for each in ranks.values())
             and all(isinstance(each, int | float) for each in alphas.values())
@@ -83,7 +85,7 @@ class PeftConfig:
             raise AdapterError(
                 f"not the config of a LoRA: {source}",
                 value={"r": rank, "lora_alpha": alpha, "target_modules": targets},
-                allowed="peft_type LORA, a whole number r, a number lora_alpha, and target_modules",
+                allowed="peft_type LORA, a whole number r and a lora_alpha above 0, and target_modules",
                 fix="use the adapter_config.json that PEFT saved with the weights",
             )
         _refuse_other_kinds(entries, source)
@@ -99,7 +101,7 @@ class PeftConfig:
         )
 
 
-def config_entries(settings: LoraForm) -> dict[str, Any]:
+def config_entries(settings: LoraSettings) -> dict[str, Any]:
     """Returns the entries of adapter_config.json that every PEFT release since 2024 reads."""
     return {
         "peft_type": "LORA",

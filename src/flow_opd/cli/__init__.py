@@ -11,12 +11,9 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, add_stage, done, prepared
-from flow_opd.cli.plan import plan
+from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, add_stage, done, prepared, user_errors
+from flow_opd.cli.options import card, export, generate, plan, publish, report, schema
 from flow_opd.cli.prompts import prompts as prompts_app
-from flow_opd.cli.release import card, export, publish
-from flow_opd.cli.schema import schema
-from flow_opd.console import user_errors
 from flow_opd.quiet import silence_imports
 
 
@@ -36,7 +33,6 @@ app = typer.Typer(
 miniature = typer.Typer(no_args_is_help=True, help="Builds the embedded miniature: models and prompts.")
 app.add_typer(miniature, name="miniature")
 app.add_typer(prompts_app, name="prompts")
-app.command()(plan)
 
 
 @app.callback()
@@ -119,38 +115,6 @@ add_stage(
     "Draws held-out prompts under every row from the same seeds, scores them and writes results.json.",
     "flow-opd evaluate asset:configs/evaluate.yaml --set num_steps=20 --out runs/table",
 )
-
-
-@app.command()
-def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw, each in quotes.")],
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter: path, asset:NAME or hub id; none: the base.")
-    ] = None,
-    base: Annotated[str, typer.Option(help="Pipeline folder, asset:NAME or hub id.")] = "asset:base",
-    text_tokens: Annotated[int, typer.Option(help="T5 tokens per prompt; 0 for a base without T5.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the first image of each prompt.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("runs/images"),
-    overrides: Overrides = None,
-    check: Check = False,
-    keys: Keys = False,
-) -> None:
-    """Draws pictures of prompts.
-
-    Example: [cyan]flow-opd generate "two red circles" --adapter runs/demo/adapter --seed 7[/cyan]
-    """
-    values = {
-        "run": {"out": str(out), "seed": seed},
-        "base": {"path": base, "max_sequence_length": text_tokens},
-        "adapter": adapter,
-        "prompts": prompts,
-        "guidance_scale": guidance,
-    }
-    with user_errors():
-        done(prepared("generate", values, overrides, None, check=check)())
-
-
 add_stage(
     app,
     "demo",
@@ -158,21 +122,5 @@ add_stage(
     "flow-opd demo --out runs/demo",
     default="asset:configs/demo.yaml",
 )
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Page to write [RUN/report.html].")] = None,
-) -> None:
-    """Writes the page of a finished run: table, curves and picture grid, to be opened from disk.
-
-    Example: [cyan]flow-opd report runs/demo[/cyan]
-    """
-    values = {"folder": str(folder), "out": None if out is None else str(out)}
-    with user_errors():
-        done(prepared("report", values, None, None, check=False)())
-
-
-for command in (export, card, publish, schema):
+for command in (generate, report, export, card, publish, plan, schema):
     app.command()(command)

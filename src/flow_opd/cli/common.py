@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,30 +19,17 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from flow_opd.console import user_errors
+from flow_opd.config.stages import COMMANDS, STAGES, of_stage, settings_of
+from flow_opd.errors import FlowOPDError, explain
 
 if TYPE_CHECKING:
     from flow_opd.config.base import Settings
 
-SETTINGS = {
-    "miniature": "flow_opd.config.miniature:MiniatureSettings",
-    "miniature_prompts": "flow_opd.config.miniature:MiniaturePromptsSettings",
-    "teacher": "flow_opd.config.teacher:TeacherSettings",
-    "merge": "flow_opd.config.merge:MergeSettings",
-    "sft": "flow_opd.config.sft:SFTSettings",
-    "distill": "flow_opd.config.distill:DistillSettings",
-    "evaluate": "flow_opd.config.evaluate:EvaluateSettings",
-    "generate": "flow_opd.config.generate:GenerateSettings",
-    "demo": "flow_opd.config.demo:DemoSettings",
-    "report": "flow_opd.config.demo:ReportSettings",
-    "export": "flow_opd.config.release:ExportSettings",
-    "card": "flow_opd.config.release:CardSettings",
-    "publish": "flow_opd.config.release:PublishSettings",
-}
-"""Stage -> its settings model; the stage itself is the module of that name in flow_opd.stages."""
+
 MODULES = {"miniature": "miniature.build", "miniature_prompts": "miniature.prompts"}
-"""Stages whose module has another name."""
-MINIATURE_STAGES = {"build": "miniature", "prompts": "miniature_prompts"}
+"""Stages whose module in flow_opd.stages has another name."""
+MINIATURE_STAGES = {command.split()[1]: stage for stage, command in COMMANDS.items()}
+USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141  # the last two as a shell counts signals
 GIVEN = "flow_opd.config"  # key of a command's notes
 PLAIN_KEY = re.compile(r"[a-z0-9_.]+")  # no place in a list, no name of one's own, no choice
 
@@ -51,7 +41,7 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
     """
     if not wanted:
         return
-    from flow_opd.config.file.describe import describe
+    from flow_opd.config.file.keys import describe
     from flow_opd.config.parts import parts_of
 
     console = Console(highlight=False)
@@ -67,11 +57,11 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
 
 def _complete_keys(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Returns the keys that may follow --set, with their help, for the shell's completion."""
-    from flow_opd.config.file.describe import describe
+    from flow_opd.config.file.keys import describe
 
     name = context.command.name or ""
     stage = MINIATURE_STAGES.get(name, name)
-    if stage not in SETTINGS:
+    if stage not in STAGES:
         return []
     return [
         (f"{key.key}=", key.help)
@@ -175,7 +165,7 @@ def add_stage(
 
     Args:
         app: that gets the command.
-        stage: of `SETTINGS`.
+        stage: of `config.stages.STAGES`.
         text: what the command does.
         example: of it.
         name: of the command, if it is not that of the stage.
@@ -200,23 +190,58 @@ def add_stage(
 
 
 def _settings(stage: str, source: Path | Mapping[str, Any], overrides: list[str]) -> Settings:
-    from flow_opd.config.file.reader import from_values, read
-    from flow_opd.config.locations import ASSET, locate
+    from flow_opd.config.file.reader import plain_values, read_document
 
     if isinstance(source, Path):
-        file = locate(source, key="CONFIG") if str(source).startswith(ASSET) else source
-        return read(file, settings_of(stage), overrides)
-    return from_values(source, settings_of(stage), overrides)
+        return of_stage(read_document(config_file(source), overrides), stage)
+    return of_stage(plain_values(source, overrides), stage)
 
 
-def settings_of(stage: str) -> type[Settings]:
-    """Returns the settings model of a stage."""
-    module, name = SETTINGS[stage].split(":")
-    model: type[Settings] = getattr(importlib.import_module(module), name)
-    return model
+def config_file(name: Path) -> Path:
+    """Returns the file that a CONFIG names; "asset:NAME" is one of the package.
+
+    Raises:
+        ConfigError: if there is no such asset.
+    """
+    from flow_opd.config.locations import ASSET, locate
+
+    return locate(name, key="CONFIG") if str(name).startswith(ASSET) else name
 
 
 def _out_assignment(out: Path) -> str:
     # In quotes, since a folder may be called 2026 or null.
     quoted = str(out).replace("'", "''")
     return f"run.out='{quoted}'"
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with a message for what a user can cause; everything else is a bug and may crash."""
+    try:
+        yield
+    except FlowOPDError as error:
+        complain(str(error))
+        raise typer.Exit(USER_ERROR) from None
+    except BrokenPipeError:  # what reads the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_GONE) from None
+    except OSError as error:
+        complain(
+            explain(
+                f"cannot read or write ({error.strerror or error})",
+                value=str(error.filename or "unnamed file"),
+                allowed="paths that exist, with permission and free space",
+                fix="correct the path, its permissions or the disk, then run the same command again",
+            )
+        )
+        raise typer.Exit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        again = shlex.join(["flow-opd", *(word for word in sys.argv[1:] if word != "--fresh")])
+        complain(f"interrupted. A training goes on from its newest checkpoint with: {again}", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def complain(message: str, *, style: str = "red") -> None:
+    """Prints `message` to stderr, unwrapped, so that paths in it can be copied."""
+    sys.stdout.flush()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(message), style=style)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flow_opd.console import user_errors
+from flow_opd.cli.common import user_errors
 
 prompts = typer.Typer(no_args_is_help=True, help="Makes new prompt files and checks old ones.")
 

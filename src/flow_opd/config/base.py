@@ -28,6 +28,13 @@ class Settings(BaseModel):
     )
 
 
+class StageSettings(Settings):
+    """Base of the settings of a stage; a file says by its key `stage` whose it is (config/stages.py)."""
+
+    stage: str
+    """Stage that the file is for."""
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with the fields of a model taken together."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -16,6 +16,7 @@ from flow_opd.config.base import (
     PositiveInt,
     Problem,
     Settings,
+    StageSettings,
     refuse,
 )
 from flow_opd.config.kinds import Kind, load
@@ -28,6 +29,7 @@ ATTENTION_PROJECTIONS = tuple(
     f"attn.{name}"
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
+"""The eight projections of SD3's joint attention that Flow-GRPO and Flow-OPD adapt."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -134,7 +136,25 @@ class LoraSettings(Settings):
     alpha: PositiveFloat = 64.0
     """The weight change is scaled by alpha / rank."""
     target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] = ATTENTION_PROJECTIONS
-    """Projections that get an adapter, by the ends of their module names."""
+    """Projections that get an adapter, by their module names or dotted endings of these."""
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank in front of B A."""
+        return self.alpha / self.rank
+
+    def targets(self, module: str) -> bool:
+        """Returns whether `module` is meant: it is named in full, or by a dotted ending, as PEFT matches."""
+        return any(_names(target, module) for target in self.target_modules)
+
+    def unmatched(self, modules: Iterable[str]) -> list[str]:
+        """Returns the targets that name none of `modules`."""
+        known = list(modules)
+        return [target for target in self.target_modules if not any(_names(target, one) for one in known)]
+
+
+def _names(target: str, module: str) -> bool:
+    return module == target or module.endswith("." + target)
 
 
 class OptimizerSettings(Settings):
@@ -208,7 +228,7 @@ class TrainingRunSettings(RunSettings):
     """Rounds of training: collect, then update."""
 
 
-class TrainingStage(Settings):
+class TrainingStage(StageSettings):
     """What every training of an adapter names beside its method."""
 
     run: TrainingRunSettings

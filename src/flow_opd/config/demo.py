@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Literal
 
 from pydantic import model_validator
 
-from flow_opd.config.base import Problem, Settings, refuse
+from flow_opd.config.base import Problem, StageSettings, refuse
 from flow_opd.config.common import PlaceSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 
 
-class DemoSettings(Settings):
+class DemoSettings(StageSettings):
     """Distils the teachers into a student, evaluates all policies and writes the report."""
 
+    stage: Literal["demo"] = "demo"
+    """Stage that the file is for."""
     run: PlaceSettings
     """Run folder and threads of the whole demonstration; seeds are those of distillation and evaluation."""
     distill: DistillSettings
@@ -51,12 +53,3 @@ class DemoSettings(Settings):
             ]
         )
         return self
-
-
-class ReportSettings(Settings):
-    """Turns a finished run folder into a page that opens from disk."""
-
-    folder: Path
-    """Run folder with results.json and metrics.jsonl."""
-    out: Path | None = None
-    """The page; null writes report.html into the run folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,6 +115,8 @@ class DistillConfig(TrainingConfig):
 class DistillSettings(DistillConfig, TrainingStage):
     """Multi-teacher on-policy distillation: the student walks, the routed teachers correct every step."""
 
+    stage: Literal["distill"] = "distill"
+    """Stage that the file is for."""
     teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
     """The experts."""
     anchor: AnchorSettings | None = None

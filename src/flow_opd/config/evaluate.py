@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Settings, refuse
+from flow_opd.config.base import Name, NonNegativeInt, PositiveInt, Problem, Settings, StageSettings, refuse
 from flow_opd.config.common import (
     BaseModelSettings,
     ComputeSettings,
@@ -64,9 +64,11 @@ class RolesSettings(Settings):
         return pairs + [(self.student, other) for other in (*self.teachers.values(), *self.baselines)]
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(StageSettings):
     """Images of held-out prompts under every row from the same seeds, scored and compared."""
 
+    stage: Literal["evaluate"] = "evaluate"
+    """Stage that the file is for."""
     run: RunSettings
     """Run folder and seed."""
     base: BaseModelSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, refuse
+from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, Settings, StageSettings, refuse
 from flow_opd.config.common import BaseModelSettings, LoraSettings, RunSettings, duplicates
 from flow_opd.config.kinds import Kind, load
 from flow_opd.config.parts import Part, of_signature
@@ -181,9 +181,11 @@ class MergeInputSettings(Settings):
     """Factor of its weight change, used as it is; null where all weigh 1 / number of adapters."""
 
 
-class MergeSettings(Settings):
+class MergeSettings(StageSettings):
     """One adapter from several, without training: acts on the weight changes, never on their factors."""
 
+    stage: Literal["merge"] = "merge"
+    """Stage that the file is for."""
     run: RunSettings
     """Run folder, and the seed of methods that draw."""
     base: BaseModelSettings
@@ -243,10 +245,6 @@ class ColdStartSettings(Settings):
             fix = "merge with weights beforehand and name the result under adapter"
             refuse([Problem(("merge",), what, "weighted", allowed, fix)])
         return self
-
-    def named(self) -> tuple[Name, ...]:
-        """Returns the adapters that are named here, whatever is made of them."""
-        return self.adapters or (() if self.adapter is None else (self.adapter,))
 
 
 def lora_problems(lora: LoraSettings | None, start: ColdStartSettings | None) -> list[Problem]:

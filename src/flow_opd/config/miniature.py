@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from flow_opd.config.base import Name, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from flow_opd.config.base import Name, NonNegativeInt, PositiveFloat, PositiveInt, Settings, StageSettings
 from flow_opd.config.common import CheckpointSettings, RunSettings
 
 Part = Literal["vae", "base", "refine", "deqa", "pickscore"]
@@ -23,9 +23,11 @@ class PartSettings(Settings):
     """Learning rate after the warm-up; it decays linearly to 0."""
 
 
-class MiniatureSettings(Settings):
+class MiniatureSettings(StageSettings):
     """The world, the VAE, the base and the reward models, all from seeds; finished parts are kept."""
 
+    stage: Literal["miniature"] = "miniature"
+    """Stage that the file is for."""
     run: RunSettings
     """Run folder and seed."""
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = get_args(Part)
@@ -46,9 +48,11 @@ class MiniatureSettings(Settings):
     """Saving for a resume."""
 
 
-class MiniaturePromptsSettings(Settings):
+class MiniaturePromptsSettings(StageSettings):
     """Training and held-out prompts of the four domains; only the smallest tags share texts."""
 
+    stage: Literal["miniature_prompts"] = "miniature_prompts"
+    """Stage that the file is for."""
     run: RunSettings
     """Folder of the prompt files, and the seed."""
     domains: Annotated[tuple[Name, ...], Field(min_length=1)] = (

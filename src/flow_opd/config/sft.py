@@ -62,6 +62,8 @@ class SFTConfig(TrainingConfig):
 class SFTSettings(SFTConfig, TrainingStage):
     """A student that starts from its teachers' images: they are drawn once, then matched."""
 
+    stage: Literal["sft"] = "sft"
+    """Stage that the file is for."""
     teachers: Annotated[tuple[RoutedTeacherSettings, ...], Field(min_length=1)]
     """The experts; each draws the prompts of its tasks."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]

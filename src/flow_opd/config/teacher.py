@@ -165,6 +165,8 @@ class GRPOConfig(TrainingConfig):
 class TeacherSettings(GRPOConfig, TrainingStage):
     """Flow-GRPO: groups of images per prompt, advantages within the group, clipped policy gradient."""
 
+    stage: Literal["teacher"] = "teacher"
+    """Stage that the file is for."""
     cold_start: ColdStartSettings | None = None
     """Where the adapter starts, or null for a fresh one. The KL's reference stays the bare base."""
     prompts: Annotated[tuple[PromptsSettings, ...], Field(min_length=1)]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flow_opd.flow.gaussian import log_prob_mean, transition_kl
+from flow_opd.flow.dynamics import log_prob_mean, transition_kl
 from flow_opd.method.rollouts import Repeatable, WalkNoise, micro_rows, rollout, steps_with_density
 from flow_opd.method.transitions import join_rollouts, shares_of_updates, transitions
 from flow_opd.method.walk import Walks

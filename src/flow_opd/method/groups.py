@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_opd.flow.advantages import RoundScores, advantages_of_the_sum
-from flow_opd.flow.schedule import without_noise
+from flow_opd.flow.path import without_noise
 from flow_opd.flow.weights import StateWeights, transition_weights
 from flow_opd.method.rollouts import Repeatable, WalkNoise, micro_rows, rollout
 from flow_opd.method.transitions import (

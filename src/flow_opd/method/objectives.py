@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flow_opd.errors import ConfigError
-from flow_opd.flow.gaussian import log_prob_mean
+from flow_opd.flow.dynamics import log_prob_mean
 from flow_opd.flow.path import target_velocity
 from flow_opd.method.joint import FieldShare, joint_velocities, velocity_of_alike, whole_share
 from flow_opd.method.routing import RoutedTeachers

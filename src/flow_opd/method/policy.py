@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from flow_opd.flow.guidance import guided
+from flow_opd.flow.path import guided
 from flow_opd.protocols import Backbone, PromptEncoder
 from flow_opd.types import Conditioning, Prompt
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from flow_opd.flow.gaussian import log_prob_mean, sample
+from flow_opd.flow.dynamics import log_prob_mean, sample
 from flow_opd.flow.weights import step_response
 from flow_opd.method.joint import velocity_of_alike
 from flow_opd.protocols import Dynamics, VelocityField

@@ -7,7 +7,7 @@ from torch import Tensor
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.state_weights import StateWeightsSettings
 from flow_opd.errors import ConfigError
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.flow.weights import scaled
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walk import Walks

@@ -16,7 +16,6 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 MEDIA = ("painting", "drawing")
-MAX_TOKENS = 14
 
 Metadata = dict[str, Any]
 

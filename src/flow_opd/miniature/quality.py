@@ -15,8 +15,7 @@ from torch.nn import functional
 from flow_opd.miniature.autoencoder import as_pixels
 from flow_opd.miniature.degradations import KINDS
 from flow_opd.miniature.judged import CLEAN, FAULTS, JudgedPictures
-from flow_opd.rewards.deqa import DeQAReward, expected_level
-from flow_opd.rewards.quality_net import LEVELS, QualityNet
+from flow_opd.rewards.deqa import LEVELS, DeQAReward, QualityNet, expected_level
 from flow_opd.seeding import derived_seed, generator
 from flow_opd.types import LossOutput, Prompt
 

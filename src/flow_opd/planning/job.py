@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from flow_opd.adapters.form import DEFAULT_TARGET_MODULES, LoraForm
 from flow_opd.adapters.lora import CONFIG_FILE
 from flow_opd.adapters.peft_config import PeftConfig
-from flow_opd.config import common
+from flow_opd.config.common import ATTENTION_PROJECTIONS, LoraSettings
 from flow_opd.config.distill import AnchorSettings, DistillSettings
 from flow_opd.config.locations import ASSET, locate
 from flow_opd.config.merge import MergeMethodSettings
-from flow_opd.config.plan import TrainingSettings
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.teacher import TeacherSettings
-from flow_opd.flow.schedule import make_schedule
+from flow_opd.flow.path import make_schedule
 from flow_opd.method.rollouts import steps_with_density
+
+TrainingSettings = DistillSettings | TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
     """One training, as far as its cost is concerned."""
 
     settings: TrainingSettings
-    forms: Mapping[str, LoraForm]  # adapter -> rank, alpha and targets; the student among them
+    loras: Mapping[str, LoraSettings]  # adapter -> rank, alpha and targets; the student among them
     trajectories: int  # of a round
     work: Work
     naive: Work
@@ -77,15 +77,15 @@ def distill_job(settings: DistillSettings, *, student: str, anchor: str) -> Job:
     named = {each.name: each.adapter for each in settings.teachers}
     if settings.anchor is not None and settings.anchor.adapter is not None:
         named[anchor] = settings.anchor.adapter
-    forms, notes = _forms(settings, named, student)
+    loras, notes = _loras(settings, named, student)
     return Job(
         settings=settings,
-        forms=forms,
+        loras=loras,
         trajectories=rows,
         work=work,
         naive=replace(work, anchor=everywhere, rollout=rows * steps / updates, decode=rows / updates),
         decodes=False,
-        pipelines=len(forms),
+        pipelines=len(loras),
         updates=settings.run.rounds * updates,
         notes=notes,
     )
@@ -107,10 +107,10 @@ def teacher_job(settings: TeacherSettings, *, student: str) -> Job:
         decode=rows / updates,
         scored=rows / updates,
     )
-    forms, notes = _forms(settings, {}, student)
+    loras, notes = _loras(settings, {}, student)
     return Job(
         settings=settings,
-        forms=forms,
+        loras=loras,
         trajectories=rows,
         work=work,
         naive=work,
@@ -141,9 +141,9 @@ def _steps_with_density(sampling: SamplingSettings) -> int:
     return len(steps_with_density(schedule, sampling.dynamics.build()))
 
 
-def _forms(
+def _loras(
     settings: TrainingSettings, named: Mapping[str, str], student: str
-) -> tuple[dict[str, LoraForm], tuple[str, ...]]:
+) -> tuple[dict[str, LoraSettings], tuple[str, ...]]:
     """Returns rank, alpha and targets of each adapter in memory, the student last, and what was assumed.
 
     Args:
@@ -151,38 +151,38 @@ def _forms(
         named: name -> adapter of the others; the teachers of a distillation come first.
         student: name of the student.
     """
-    usual, unknown = LoraForm(), []
+    usual, unknown = LoraSettings(), []
 
-    def form(adapter: str) -> LoraForm:
-        found = _form(adapter)
+    def lora_of(adapter: str) -> LoraSettings:
+        found = _known_lora(adapter)
         if found is None:
             unknown.append(adapter)
         return found or usual
 
-    found = {name: form(adapter) for name, adapter in named.items()}
+    found = {name: lora_of(adapter) for name, adapter in named.items()}
     start = settings.cold_start
     if start is None:
-        found[student] = LoraForm.of(settings.lora or common.LoraSettings())
+        found[student] = settings.lora or LoraSettings()
     elif start.adapter is not None:
-        found[student] = form(start.adapter)
+        found[student] = lora_of(start.adapter)
     else:
         teachers = settings.teachers if isinstance(settings, DistillSettings) else ()
-        merged = [form(each) for each in start.adapters or ()] or [found[each.name] for each in teachers]
+        merged = [lora_of(each) for each in start.adapters or ()] or [found[each.name] for each in teachers]
         assert start.merge is not None
-        found[student] = _form_of_merge(start.merge, merged)
+        found[student] = _merged_lora(start.merge, merged)
     if not unknown:
         return found, ()
     note = f"not on this machine, taken to have rank {usual.rank}: {', '.join(dict.fromkeys(unknown))}"
     return found, (note,)
 
 
-def _form_of_merge(method: MergeMethodSettings, merged: Sequence[LoraForm]) -> LoraForm:
-    targets = tuple(dict.fromkeys(target for form in merged for target in form.target_modules))
-    rank = method.rank_of([form.rank for form in merged])
-    return LoraForm(rank, method.alpha_of(rank), targets)
+def _merged_lora(method: MergeMethodSettings, merged: Sequence[LoraSettings]) -> LoraSettings:
+    targets = tuple(dict.fromkeys(target for lora in merged for target in lora.target_modules))
+    rank = method.rank_of([lora.rank for lora in merged])
+    return LoraSettings(rank=rank, alpha=method.alpha_of(rank), target_modules=targets)
 
 
-def _form(adapter: str) -> LoraForm | None:
+def _known_lora(adapter: str) -> LoraSettings | None:
     """Returns rank, alpha and targets of an adapter folder, or None where it is not here: on the hub, or yet
     to be trained.
 
@@ -195,4 +195,5 @@ def _form(adapter: str) -> LoraForm | None:
     if not file.exists():
         return None
     config = PeftConfig.of(json.loads(file.read_text()), str(file))
-    return LoraForm(config.rank, config.alpha, config.targets or DEFAULT_TARGET_MODULES)
+    targets = config.targets or ATTENTION_PROJECTIONS
+    return LoraSettings(rank=config.rank, alpha=config.alpha, target_modules=targets)

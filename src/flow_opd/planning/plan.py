@@ -12,10 +12,10 @@ from torch import nn
 from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.backbones.loading import dtypes_of
 from flow_opd.config.distill import DistillSettings
-from flow_opd.config.plan import PlanSettings, TrainingSettings
+from flow_opd.config.options import PlanSettings
 from flow_opd.planning.architectures import Architecture
 from flow_opd.planning.flops import gpu_hours, update_flops
-from flow_opd.planning.job import Job, Work
+from flow_opd.planning.job import Job, TrainingSettings, Work
 from flow_opd.planning.machines import MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
 from flow_opd.planning.probe import Readings
@@ -218,7 +218,7 @@ def _fixed(
     """Returns part -> bytes that a process holds all the time."""
     settings = job.settings
     student = list(model.trained.values())
-    adapters = {name: size(model.adapters.parameters(name).values()) for name in job.forms}
+    adapters = {name: size(model.adapters.parameters(name).values()) for name in job.loras}
     encoders = sum(bytes_ for name, bytes_ in sizes.items() if name.startswith("text_encoder"))
     return {
         "base": sharded if settings.compute.shard_base else sizes["transformer"],
@@ -275,7 +275,7 @@ def _parameters(
 ) -> Parameters:
     adapters = {
         name: sum(parameter.numel() for parameter in model.adapters.parameters(name).values())
-        for name in job.forms
+        for name in job.loras
     }
     return Parameters(
         transformer=count(networks["transformer"]),

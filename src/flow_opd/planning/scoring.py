@@ -21,7 +21,7 @@ from flow_opd.planning.architectures import Network, read_reward_config
 from flow_opd.planning.memory import module_size
 from flow_opd.planning.meter import Meter
 from flow_opd.planning.shapes import build_network
-from flow_opd.rewards.quality_net import QualityNet
+from flow_opd.rewards.deqa import QualityNet
 from flow_opd.rewards.segmentation import Input
 
 # Seconds of one processor core for an image, by `python benchmarks/reward_seconds.py`.

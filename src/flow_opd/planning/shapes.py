@@ -33,11 +33,10 @@ from transformers import (
     T5EncoderModel,
 )
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import DTYPES, backbone_class, dtypes_of
 from flow_opd.backbones.pipeline import DiffusersBackbone
-from flow_opd.config.common import BaseModelSettings
+from flow_opd.config.common import BaseModelSettings, LoraSettings
 from flow_opd.errors import ConfigError
 from flow_opd.planning.architectures import Architecture, Network
 from flow_opd.planning.meter import Meter, Span
@@ -173,7 +172,7 @@ class ShapeModel:
 def build_model(
     architecture: Architecture,
     base: BaseModelSettings,
-    forms: Mapping[str, LoraForm],
+    loras: Mapping[str, LoraSettings],
     *,
     student: str,
     vae_tiling: bool = False,
@@ -183,7 +182,7 @@ def build_model(
     Args:
         architecture: the networks.
         base: number format, resolution and length of the prompts.
-        forms: adapter -> rank, alpha and targets.
+        loras: adapter -> rank, alpha and targets.
         student: the adapter that is trained.
         vae_tiling: decodes in tiles.
 
@@ -196,7 +195,7 @@ def build_model(
     vae = build_network(architecture.networks["vae"], dtypes_of(base)["vae"])
     if dtype != torch.float32:
         keep_float32_between_blocks(transformer, backbone_kind(architecture, base).embedders)
-    adapters = SharedAdapters(transformer, forms, student=student)
+    adapters = SharedAdapters(transformer, loras, student=student)
     config: Any = transformer.config
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in (adapters.transformer, vae):

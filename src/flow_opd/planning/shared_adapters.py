@@ -9,18 +9,18 @@ from types import SimpleNamespace
 from torch import nn
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 
 
 class SharedAdapters:
     """Adapters of equal rank, alpha and targets share one LoRA: their shapes are equal, and it saves time."""
 
-    def __init__(self, transformer: nn.Module, forms: Mapping[str, LoraForm], *, student: str) -> None:
+    def __init__(self, transformer: nn.Module, loras: Mapping[str, LoraSettings], *, student: str) -> None:
         """Attaches a LoRA for the student and one for each other combination of rank, alpha and targets.
 
         Args:
             transformer: the bare network, on the meta device.
-            forms: name -> rank, alpha and targets.
+            loras: name -> rank, alpha and targets.
             student: the one that is trained; it has a LoRA of its own.
 
         Raises:
@@ -29,11 +29,11 @@ class SharedAdapters:
         holder = SimpleNamespace(transformer=transformer)
         self.bank = AdapterBank(holder)
         self._representative: dict[str, str] = {}
-        for name, form in sorted(forms.items(), key=lambda item: item[0] != student):
-            alike = [old for old, other in forms.items() if old in self.bank.names and other == form]
+        for name, lora in sorted(loras.items(), key=lambda item: item[0] != student):
+            alike = [old for old, other in loras.items() if old in self.bank.names and other == lora]
             shared = next((old for old in alike if old != student), None) if name != student else None
             if shared is None:
-                self.bank.add(name, form, seed=0)
+                self.bank.add(name, lora, seed=0)
             self._representative[name] = shared or name
         self.bank.train(student)
         self.transformer: nn.Module = holder.transformer

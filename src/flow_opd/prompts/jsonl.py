@@ -21,10 +21,8 @@ _QUOTATION = re.compile(r'"([^"]*)"|“([^”]*)”')
 Lines = list[tuple[str, Prompt]]  # where a prompt stands ("file:12"), and the prompt
 
 
-def read_prompts(
-    path: str | Path, *, task: str | None = None, limit: int | None = None, text_in_quotes: bool = False
-) -> list[Prompt]:
-    """Returns the prompts of a file, in its order.
+def read_lines(path: str | Path, *, task: str | None = None, text_in_quotes: bool = False) -> Lines:
+    """Returns the prompts of a file, in its order, each with its place: "file:line".
 
     A `.txt` file has a prompt a line. In every other file a line is a JSON object with the key "prompt"
     and, unless `task` is given, the key "task"; all other keys become the prompt's metadata, so that a
@@ -33,19 +31,8 @@ def read_prompts(
     Args:
         path: the file, UTF-8.
         task: the task of prompts that do not name theirs.
-        limit: takes only so many prompts from the start; the whole file is checked all the same.
         text_in_quotes: gives each prompt without a "text" its first quotation as "text", as Flow-GRPO's OCR
             reward (arXiv 2505.05470) does with `dataset/ocr/*.txt`.
-
-    Raises:
-        DataError: for an absent or empty file, or a malformed line, with its number.
-    """
-    lines = read_lines(path, task=task, text_in_quotes=text_in_quotes)
-    return [prompt for _, prompt in lines[:limit]]
-
-
-def read_lines(path: str | Path, *, task: str | None = None, text_in_quotes: bool = False) -> Lines:
-    """Returns the prompts of a file as `read_prompts` does, each with its place: "file:line".
 
     Raises:
         DataError: for an absent or empty file, or a malformed line, with its number.
@@ -75,7 +62,7 @@ def quotations(sentence: str) -> list[str]:
 
 
 def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
-    """Writes prompts as jsonl, atomically; `read_prompts` returns them equal.
+    """Writes prompts as jsonl, atomically; `read_lines` returns them equal.
 
     Raises:
         DataError: if the metadata of a prompt hold what JSON cannot, or use the keys "prompt" or "task".

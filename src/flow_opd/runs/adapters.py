@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flow_opd.adapters.formats.hub import adapter_folder
-from flow_opd.adapters.formats.reading import read_adapter
+from flow_opd.adapters.formats.reading import adapter_folder, read_adapter
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merge_methods import Combine, MergeMethod
 from flow_opd.adapters.merge_report import MergeReport

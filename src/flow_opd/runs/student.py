@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flow_opd.adapters.form import LoraForm
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.adapters.merging import merge
 from flow_opd.config.common import LoraSettings
@@ -73,7 +72,7 @@ def place_student(
         raise ConfigError("first weights of a student", value=start, allowed="an adapter, or None", fix=fix)
     name = base.bank.free_name(STUDENT)
     if start is None:
-        base.bank.add(name, LoraForm.of(lora or LoraSettings()), derived_seed(seed, "lora"))
+        base.bank.add(name, lora or LoraSettings(), derived_seed(seed, "lora"))
     else:
         base.bank.put(name, start)
     base.bank.train(name)

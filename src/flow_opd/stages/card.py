@@ -6,8 +6,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from flow_opd.adapters.formats.hub import adapter_folder
-from flow_opd.adapters.formats.reading import adapter_files, read_adapter
+from flow_opd.adapters.formats.reading import adapter_files, adapter_folder, read_adapter
 from flow_opd.backbones.encoders import T5_PARTS
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.demo import DemoSettings
@@ -15,8 +14,8 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.file.reader import to_yaml
 from flow_opd.config.locations import hub_id, locate_model
+from flow_opd.config.options import CardSettings
 from flow_opd.config.recorded import recorded
-from flow_opd.config.release import CardSettings
 from flow_opd.config.sft import SFTSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.errors import AdapterError, ConfigError

@@ -11,15 +11,22 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.formats.verification import by_comfyui, by_diffusers, by_peft, fuse
-from flow_opd.adapters.formats.writing import COMFYUI_FILE, write_comfyui, write_diffusers
+from flow_opd.adapters.formats.writing import (
+    COMFYUI_FILE,
+    by_comfyui,
+    by_diffusers,
+    by_peft,
+    fuse,
+    write_comfyui,
+    write_diffusers,
+)
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.backbones.compute import keep_float32_between_blocks
 from flow_opd.backbones.loading import load_backbone
 from flow_opd.backbones.pipeline import DiffusersBackbone
 from flow_opd.config.common import BaseModelSettings, ComputeSettings
 from flow_opd.config.locations import hub_id
-from flow_opd.config.release import ExportSettings
+from flow_opd.config.options import ExportSettings
 from flow_opd.errors import AdapterError, ConfigError
 from flow_opd.files import atomic_folder
 from flow_opd.quiet import quiet_loading

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.config.generate import GenerateSettings
+from flow_opd.config.options import GenerateSettings
 from flow_opd.errors import ConfigError
 from flow_opd.files import write_bytes
 from flow_opd.method.rollouts import generate_latents

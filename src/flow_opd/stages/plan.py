@@ -13,11 +13,13 @@ from rich.console import Console
 from torch import Tensor
 
 from flow_opd.adapters.bank import AdapterBank
-from flow_opd.adapters.form import LoraForm
+from flow_opd.config.common import LoraSettings
 from flow_opd.config.distill import DistillSettings
+from flow_opd.config.file.reader import read_document
 from flow_opd.config.objectives import PolicyGradientSettings
-from flow_opd.config.plan import PlanSettings, TrainingSettings, read_training
+from flow_opd.config.options import PlanSettings
 from flow_opd.config.sampling import SamplingSettings
+from flow_opd.config.stages import of_stage
 from flow_opd.config.state_weights import TransitionWeightsSettings, VelocityWeightsSettings
 from flow_opd.config.teacher import TeacherSettings
 from flow_opd.config.teachers import RoutedTeacherSettings
@@ -28,7 +30,7 @@ from flow_opd.method.routing import HardRouter, RoutedTeachers
 from flow_opd.method.walk import Walks
 from flow_opd.method.walks import build_walks, refuse_tiny_levels
 from flow_opd.planning.architectures import read_architecture
-from flow_opd.planning.job import Job, distill_job, teacher_job
+from flow_opd.planning.job import Job, TrainingSettings, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process
 from flow_opd.planning.probe import (
     REFERENCE,
@@ -67,6 +69,17 @@ def run(path: Path, overrides: Sequence[str], assumed: PlanSettings, *, as_json:
         Console(highlight=False).print(plan_view(plan))
 
 
+def read_training(path: Path, overrides: Sequence[str] = ()) -> TrainingSettings:
+    """Returns the settings of a distillation or of a Flow-GRPO teacher, whichever the file says it holds.
+
+    Raises:
+        ConfigError: if it is neither, or something in it is wrong.
+    """
+    found = of_stage(read_document(path, overrides), "distill", "teacher")
+    assert isinstance(found, TrainingSettings)
+    return found
+
+
 def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
     """Returns the plan of a training.
 
@@ -87,7 +100,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
         model = build_model(
             architecture,
             settings.base,
-            job.forms,
+            job.loras,
             student=STUDENT_ADAPTER,
             vae_tiling=settings.compute.vae_tiling,
         )
@@ -131,7 +144,7 @@ def _distillation(
         update={"sampling": _short(settings.sampling), "objective": objective, "anchor": anchor}
     )
     policies = named_policies(small, _base(small, model), model.backbone)
-    kind = _kind(job.forms[STUDENT_ADAPTER], settings.sampling.guidance_scale)
+    kind = _kind(job.loras[STUDENT_ADAPTER], settings.sampling.guidance_scale)
     student = MeteredField(policies.student, model, STUDENT, kind=kind, without_gradients=ROLLOUT)
     task = _costliest(settings, job).tasks[0]
     walks = _walks(model, small.sampling, task=task, prompts=rows, micro_batch_size=rows)
@@ -155,7 +168,7 @@ def _grpo(settings: TeacherSettings, job: Job, model: ShapeModel, rows: int) -> 
     guidance = settings.sampling.guidance_scale
     base = _base(small, model)
     student, reference = (base.policy(name, guidance) for name in (STUDENT_ADAPTER, None))
-    trained, bare = _kind(job.forms[STUDENT_ADAPTER], guidance), _kind(None, guidance)
+    trained, bare = _kind(job.loras[STUDENT_ADAPTER], guidance), _kind(None, guidance)
     return grpo(
         small,
         MeteredField(student, model, STUDENT, kind=trained, without_gradients=ROLLOUT),
@@ -173,9 +186,9 @@ def _base(settings: TrainingSettings, model: ShapeModel) -> Base:
     return Base(settings.base, settings.compute, backbone, bank)
 
 
-def _kind(form: LoraForm | None, guidance_scale: float) -> Hashable:
+def _kind(lora: LoraSettings | None, guidance_scale: float) -> Hashable:
     """Returns all of a policy that decides what a row of it costs."""
-    return (form, guidance_scale != 1)
+    return (lora, guidance_scale != 1)
 
 
 def _short(sampling: SamplingSettings) -> SamplingSettings:
@@ -206,7 +219,7 @@ def _costliest(settings: DistillSettings, job: Job) -> RoutedTeacherSettings:
         key=lambda each: (
             each.guidance_scale != 1,
             each.extrapolation != 1,
-            job.forms[each.name].rank,
+            job.loras[each.name].rank,
             each.name != anchor,
         ),
     )
@@ -220,7 +233,7 @@ def _costs_of_targets(settings: DistillSettings, job: Job, model: ShapeModel) ->
     measured: dict[Hashable, float] = {}
     total, weights = 0.0, 0.0
     for each in settings.teachers:
-        kind = (job.forms[each.name], each.guidance_scale != 1, each.extrapolation != 1)
+        kind = (job.loras[each.name], each.guidance_scale != 1, each.extrapolation != 1)
         if kind not in measured:
             task = each.tasks[0]
             alone = RoutedTeachers({each.name: routed.teachers[each.name]}, HardRouter({task: each.name}))

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flow_opd.adapters.formats.reading import PICKLED, weights_file
-from flow_opd.config.release import PublishSettings
+from flow_opd.config.options import PublishSettings
 from flow_opd.errors import DataError
 from flow_opd.hub import hub_errors
 from flow_opd.layout import CARD

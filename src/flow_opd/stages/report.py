@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flow_opd.config.demo import ReportSettings
+from flow_opd.config.options import ReportSettings
 from flow_opd.files import write_text
 from flow_opd.reports.html import load_run, render_report, write_report
 

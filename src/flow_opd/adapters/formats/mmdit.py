@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flow_opd.adapters.uniform import Factors
+from flow_opd.adapters.lora import Factors
 from flow_opd.errors import AdapterError
 
 FUSED = {

@@ -1,4 +1,4 @@
-"""Reads an adapter as it was published, whatever tool wrote it."""
+"""Finds an adapter, here or on the hub, and reads it as it was published, whatever tool wrote it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,65 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_opd.adapters.files import read_safetensors
+from huggingface_hub import snapshot_download
+
+from flow_opd.adapters.files import (
+    COMFYUI,
+    DIFFUSERS,
+    KOHYA,
+    METADATA_KEY,
+    ONE_TRAINER,
+    Pair,
+    parse_keys,
+    read_safetensors,
+)
 from flow_opd.adapters.formats.mmdit import dotted_diffusers, dotted_original, to_diffusers
-from flow_opd.adapters.formats.writing import METADATA_KEY
-from flow_opd.adapters.keys import COMFYUI, DIFFUSERS, KOHYA, ONE_TRAINER, Pair, parse_keys
-from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, LoraWeights
+from flow_opd.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, Factors, LoraWeights
 from flow_opd.adapters.peft_config import PeftConfig
-from flow_opd.adapters.uniform import Factors, one_form
+from flow_opd.config.locations import alike, hub_id, locate
 from flow_opd.errors import AdapterError
+from flow_opd.hub import hub_errors
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+DOWNLOADED = ("*.safetensors", "*.json")  # never a file that could run code
+NOT_DOWNLOADED = tuple(f"{part}*/*" for part in ("transformer", "unet", "text_encoder", "tokenizer", "vae"))
+"""Parts of a whole pipeline, which somebody may name by mistake: gigabytes, and no adapter."""
+
+
+def adapter_folder(name: str, *, key: str, offline: bool = False) -> Path:
+    """Returns the folder or file that an adapter's name means; a hub repository is downloaded once.
+
+    Args:
+        name: a path, "asset:NAME", "owner/name" or "owner/name@revision".
+        key: the configuration key that holds the name, for messages.
+        offline: takes a hub repository from the cache of this machine, without contacting the hub.
+
+    Raises:
+        ConfigError: if a path or asset does not exist.
+        AdapterError: if the repository cannot be had, or holds no adapter in safetensors.
+    """
+    repository = hub_id(name)
+    if repository is None:
+        return locate(name, key=key)
+    what, hint = f"the adapter in '{key}'", alike(Path(name))
+    with hub_errors(name, what=what, offline=offline, hint=hint, error=AdapterError):
+        folder = snapshot_download(
+            repository.name,
+            revision=repository.revision,
+            allow_patterns=list(DOWNLOADED),
+            ignore_patterns=list(NOT_DOWNLOADED),
+            local_files_only=offline,
+        )
+    try:
+        weights_file(folder)
+    except AdapterError as error:
+        raise AdapterError(
+            f"the repository in '{key}' cannot be used as an adapter ({error})",
+            value=name,
+            allowed="a repository with one LoRA in safetensors",
+            fix="name another repository or revision, or download it and name the file",
+        ) from error
+    return Path(folder)
 
 
 def read_adapter(path: Path | str, *, alpha: float | None = None) -> LoraWeights:
@@ -95,8 +144,7 @@ def _read_file(file: Path, alpha: float | None) -> LoraWeights:
             raise _contradiction(alpha or given, config.alpha, str(file))
         return LoraWeights.of({name: (pair.down, pair.up) for name, pair in pairs.items()}, config)
     parts = _scaled(pairs, alpha, str(file))
-    form = one_form(to_diffusers(parts) if prefix in (COMFYUI, KOHYA) else parts)
-    return LoraWeights(form.rank, form.alpha, form.factors, notes=form.notes)
+    return LoraWeights.uniform(to_diffusers(parts) if prefix in (COMFYUI, KOHYA) else parts)
 
 
 def _with_dots(prefix: str, pairs: Mapping[str, Pair], source: str) -> dict[str, Pair]:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from flow_opd.config.base import CROSS_FIELD, KeyPath, Problem
 from flow_opd.config.file.document import Document
-from flow_opd.config.file.schema import holds, item_at, model_at
+from flow_opd.config.file.keys import holds, item_at, model_at
 from flow_opd.errors import explain, nearest
 
 
