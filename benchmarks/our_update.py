@@ -18,7 +18,7 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.method.objectives import WeightedTerms
 from flow_opd.method.opd import OPDPolicies, distillation
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walks import build_walks
+from flow_opd.method.walk import build_walks
 from flow_opd.processes import ALONE
 from flow_opd.protocols import BatchSource, PromptEncoder, VelocityField
 from flow_opd.runs.adapters import load_lora

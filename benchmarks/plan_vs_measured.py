@@ -32,7 +32,7 @@ from flow_opd.config.locations import locate
 from flow_opd.config.options import PlanSettings
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walks import build_walks
+from flow_opd.method.walk import build_walks
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.processes import ALONE
 from flow_opd.protocols import PromptEncoder

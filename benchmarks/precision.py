@@ -38,7 +38,7 @@ from flow_opd.flow.dynamics import sample, sde_step, transition_kl
 from flow_opd.flow.path import make_schedule
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walks import build_walks
+from flow_opd.method.walk import build_walks
 from flow_opd.processes import ALONE
 from flow_opd.protocols import Objective
 from flow_opd.runs.teachers import named_policies

@@ -53,7 +53,7 @@ WORK = {
 LOADING = {
     "flow_opd.runs.prompts:prompts_of": "prompts read",
     "flow_opd.backbones.loading:load_backbone": "base loaded",
-    "flow_opd.runs.rewards:build_rewards": "rewards loaded",
+    "flow_opd.rewards.table:build_rewards": "rewards loaded",
     "flow_opd.runs.adapters:load_lora": "adapters",
     "flow_opd.adapters.bank:AdapterBank.put": "adapters",
     "flow_opd.adapters.bank:AdapterBank.add": "adapters",

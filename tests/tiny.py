@@ -32,8 +32,7 @@ from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
 from flow_opd.method.policy import Policy
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField
-from flow_opd.method.sft import sft_cold_start
-from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
+from flow_opd.method.sft import ImageSampling, SFTBatching, TeacherImages, sft_cold_start
 from flow_opd.method.walk import Walks
 from flow_opd.miniature.vocabulary import build_tokenizer
 from flow_opd.processes import ALONE, Processes

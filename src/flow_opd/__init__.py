@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from flow_opd.config.teacher import GRPOConfig as GRPOConfig
     from flow_opd.errors import FlowOPDError as FlowOPDError
     from flow_opd.rewards.table import TrainingReward as TrainingReward
+    from flow_opd.rewards.table import load_reward as load_reward
     from flow_opd.runs.adapters import load_adapter as load_adapter
     from flow_opd.runs.adapters import merge_adapters as merge
     from flow_opd.runs.base import Base as Base
     from flow_opd.runs.base import load_base as load_base
     from flow_opd.runs.prompts import load_prompts as load_prompts
-    from flow_opd.runs.rewards import load_reward as load_reward
     from flow_opd.runs.teachers import Anchor as Anchor
     from flow_opd.runs.teachers import Teacher as Teacher
     from flow_opd.runs.training import Training as Training
@@ -69,7 +69,7 @@ _HOMES = {
     "load_adapter": "runs.adapters",
     "load_base": "runs.base",
     "load_prompts": "runs.prompts",
-    "load_reward": "runs.rewards",
+    "load_reward": "rewards.table",
     "merge": "runs.adapters:merge_adapters",
     "sft": "stages.sft",
 }

@@ -14,7 +14,7 @@ from errors import refused
 from flow_opd.backbones.pipeline import grid
 from flow_opd.config.sampling import DynamicsSettings, SamplingSettings
 from flow_opd.errors import ConfigError
-from flow_opd.method.walks import refuse_tiny_levels
+from flow_opd.method.walk import refuse_tiny_levels
 
 
 def sd3_grid(steps: int = 10) -> Tensor:

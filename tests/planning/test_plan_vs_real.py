@@ -23,7 +23,7 @@ from flow_opd.config.teacher import TeacherSettings
 from flow_opd.method.grpo import grpo
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walks import build_walks
+from flow_opd.method.walk import build_walks
 from flow_opd.planning.job import TrainingSettings
 from flow_opd.planning.meter import CPU_ATTENTION
 from flow_opd.planning.plan import Plan

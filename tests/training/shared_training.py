@@ -8,10 +8,9 @@ from pathlib import Path
 import typer
 from torch.distributed.tensor import DTensor
 
-from flow_opd.adapters.sharding import shard_base
 from flow_opd.cli.common import user_errors
 from flow_opd.config.common import ComputeSettings
-from flow_opd.runs.launch import join_processes
+from flow_opd.runs.launch import join_processes, shard_base
 from flow_opd.runs.training import resume_or_restart
 from flow_opd.training.progress import MetricsLog
 from tiny import Tiny, tiny_trainer

@@ -12,7 +12,6 @@ import torch
 
 from flow_opd.adapters.bank import AdapterBank
 from flow_opd.adapters.lora import LoraWeights
-from flow_opd.adapters.sharding import shard_base
 from flow_opd.backbones import loading
 from flow_opd.backbones.compute import choose_device
 from flow_opd.config.common import (
@@ -28,6 +27,7 @@ from flow_opd.method.policy import Policy
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.embeddings import EmbeddingCache
 from flow_opd.protocols import LoadedBackbone, PromptEncoder
+from flow_opd.runs.launch import shard_base
 from flow_opd.training.progress import ProgressBar
 from flow_opd.types import Prompt
 

@@ -13,8 +13,7 @@ from flow_opd.config.state_weights import StateWeightsSettings
 from flow_opd.config.teacher import GRPOConfig
 from flow_opd.errors import ConfigError
 from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walk import Walks
-from flow_opd.method.walks import build_walks
+from flow_opd.method.walk import Walks, build_walks
 from flow_opd.protocols import PromptEncoder
 from flow_opd.runs.adapters import load_lora, print_report
 from flow_opd.runs.base import Base

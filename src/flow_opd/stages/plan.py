@@ -27,8 +27,7 @@ from flow_opd.method.grpo import grpo
 from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import HardRouter, RoutedTeachers
-from flow_opd.method.walk import Walks
-from flow_opd.method.walks import build_walks, refuse_tiny_levels
+from flow_opd.method.walk import Walks, build_walks, refuse_tiny_levels
 from flow_opd.planning.architectures import read_architecture
 from flow_opd.planning.job import Job, TrainingSettings, distill_job, teacher_job
 from flow_opd.planning.plan import Plan, make_plan, share_of_process

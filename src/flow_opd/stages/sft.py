@@ -16,8 +16,7 @@ from flow_opd.flow.path import logit_normal_sigmas, shifted_uniform_sigmas
 from flow_opd.layout import SAMPLES
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_routes
-from flow_opd.method.sft import sft_cold_start
-from flow_opd.method.teacher_images import ImageSampling, SFTBatching, TeacherImages
+from flow_opd.method.sft import ImageSampling, SFTBatching, TeacherImages, sft_cold_start
 from flow_opd.protocols import PromptEncoder, Router
 from flow_opd.runs.adapters import load_lora
 from flow_opd.runs.base import Base, encode_beforehand

@@ -15,12 +15,11 @@ from flow_opd.method import grpo as method
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import check_judged
 from flow_opd.protocols import PromptEncoder, Reward
-from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_rewards
+from flow_opd.rewards.table import FunctionReward, TrainingReward, TrainingRewards, as_rewards, build_rewards
 from flow_opd.runs.base import Base, device_of, encode_beforehand
 from flow_opd.runs.identity import part_identity, prompts_digest, rewards_identity, training_identity
 from flow_opd.runs.launch import check_shares, join_processes
 from flow_opd.runs.prompts import as_prompts, prompts_of
-from flow_opd.runs.rewards import build_rewards
 from flow_opd.runs.student import first_weights, place_student, student_walks
 from flow_opd.runs.training import Place, Training, open_run
 from flow_opd.types import Prompt

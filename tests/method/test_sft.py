@@ -19,8 +19,7 @@ from flow_opd.flow.dynamics import ode_step
 from flow_opd.flow.path import shifted_uniform_sigmas
 from flow_opd.method.objectives import VelocityMatching
 from flow_opd.method.rollouts import WalkNoise, rollout
-from flow_opd.method.sft import sft_cold_start
-from flow_opd.method.teacher_images import ImageBatches, ImageSampling, SFTBatching, TeacherImages
+from flow_opd.method.sft import ImageBatches, ImageSampling, SFTBatching, TeacherImages, sft_cold_start
 from flow_opd.processes import ALONE, Processes
 from flow_opd.protocols import VelocityField
 from flow_opd.seeding import generator
