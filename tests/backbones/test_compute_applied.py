@@ -23,6 +23,8 @@ from flow_opd.types import Conditioning
 from tiny import PROMPTS, gradients
 from tiny_pipelines import TinyOn, tiny_backbone, tiny_sd3
 
+pytestmark = pytest.mark.slow
+
 KINDS = sorted(BackboneSettings.kind.own)
 MATH, FLASH = "aten::_scaled_dot_product_attention_math", "aten::_scaled_dot_product_flash_attention_for_cpu"
 

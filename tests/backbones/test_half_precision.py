@@ -14,6 +14,8 @@ from flow_opd.types import TransitionBatch
 from tiny import gradients
 from tiny_pipelines import TinyOn, tiny_flux, tiny_sd3
 
+pytestmark = pytest.mark.slow
+
 # A bfloat16 has 8 significant bits: a rounding is off by 2^-9 = 0.2 % at most. A velocity passes some 30 of
 # them one after another (two or three blocks of about 10, the embeddings, the output); they add up like a
 # random walk, 0.2 % * sqrt(30) = 1.1 %, and as many again on the gradient's way back: 1.5 %. Twice that

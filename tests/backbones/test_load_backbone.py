@@ -22,6 +22,8 @@ from flow_opd.method.rollouts import draw_noise
 from tiny import PROMPTS
 from tiny_pipelines import tiny_flux, tiny_sd3
 
+pytestmark = pytest.mark.slow
+
 CPU = ComputeSettings(device="cpu")
 
 

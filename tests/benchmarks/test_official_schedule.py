@@ -27,6 +27,8 @@ from flow_opd.config.distill import DistillSettings
 from flow_opd.runs.prompts import prompts_of
 from flow_opd.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, STEPS = 4, 3
 TASKS = ("circles", "squares")
 

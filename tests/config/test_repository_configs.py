@@ -103,6 +103,7 @@ def loras_of(settings: Settings) -> dict[str, LoraSettings]:
     return {"student": settings.lora}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name for name, model in MODELS.items() if model in (DistillSettings, TeacherSettings, SFTSettings)],

@@ -145,6 +145,7 @@ def test_the_random_order_of_states_is_one_for_each_step_whatever_the_micro_batc
     assert len({tuple(step.tolist()) for step in whole}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.125, 0.6])
 def test_a_share_that_is_no_multiple_of_a_row_is_kept_in_the_mean(tiny: Tiny, share: float) -> None:
     source = WalkBatches(tiny.student, tiny.backbone, tiny.walks(micro_batch_size=4))

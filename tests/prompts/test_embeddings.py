@@ -107,6 +107,7 @@ class Threads(Processes):
         self.barrier.wait(60)
 
 
+@pytest.mark.slow
 def test_a_process_that_lists_the_shards_late_still_knows_its_share(
     tmp_path: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from errors import refused
 from flow_opd.errors import DataError
 from flow_opd.reports.html import write_report
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Collects the addresses, the tags and the text of a page."""

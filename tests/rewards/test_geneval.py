@@ -247,6 +247,7 @@ def renders():
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, right, wrong
 
 
+@pytest.mark.slow
 def test_calibration_on_clean_renders(renders):
     images, right, wrong = renders
     reward = GenEvalReward(PaletteDetector(PALETTE))

@@ -98,6 +98,7 @@ def signs():
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, asked
 
 
+@pytest.mark.slow
 def test_calibration_on_clean_signs(reward, signs):
     images, asked = signs
     scores = reward.score(images, asked)

@@ -9,6 +9,8 @@ from flow_opd.config.rewards import OCRSettings
 from flow_opd.rewards.ocr import OCRReward, PageReader
 from flow_opd.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def reader() -> PageReader:

@@ -77,6 +77,7 @@ def test_scores_live_where_pickscores_do(reward, held_out):
     assert scores.max() < 30
 
 
+@pytest.mark.slow
 def test_the_caption_matters(reward, held_out):
     right = (held_out.wrong == 0) & (held_out.strength == 0)
     own = score(reward, held_out, held_out.pictures)

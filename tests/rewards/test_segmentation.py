@@ -24,6 +24,8 @@ from flow_opd.runs.identity import content, reward_files
 from flow_opd.types import Prompt
 from tiny_rewards import PROCESSOR, save_mask2former
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):

@@ -29,6 +29,8 @@ from flow_opd.stages import export
 from tiny import Tiny, new_tiny_pipeline
 from tiny_pipelines import TinyOn, tiny_sd3
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("peft", "diffusers", "comfyui")
 FILES = {
     "peft": [CONFIG_FILE, WEIGHTS_FILE],

@@ -27,6 +27,8 @@ from flow_opd.errors import AdapterError, ConfigError, DataError
 from flow_opd.files import sha256
 from flow_opd.stages import card, distill, evaluate, export, publish, sft
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = asset_folder() / "configs"
 
 

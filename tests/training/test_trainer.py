@@ -69,6 +69,7 @@ def test_micro_batches_do_not_change_the_weights(tmp_path: Path, parts: list[int
         assert other["rows"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("size", [1, 5])
 def test_every_algorithm_is_blind_to_the_micro_batch(tmp_path: Path, algorithm: str, size: int) -> None:
