@@ -25,8 +25,8 @@ from flow_opd.backbones.loading import DTYPES
 from flow_opd.config.common import BaseModelSettings, LoraSettings, OptimizerSettings, TrainingComputeSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.flow.path import make_schedule
-from flow_opd.method.objectives import Target
-from flow_opd.method.opd import OPDPolicies, direct_opd
+from flow_opd.method.objectives import OPDPolicies, Target
+from flow_opd.method.opd import direct_opd
 from flow_opd.method.policy import Policy
 from flow_opd.method.walk import Walks
 from flow_opd.planning.architectures import read_architecture

@@ -15,8 +15,8 @@ from torch.nn import Parameter
 
 from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.distill import DistillSettings
-from flow_opd.method.objectives import WeightedTerms
-from flow_opd.method.opd import OPDPolicies, distillation
+from flow_opd.method.objectives import OPDPolicies, WeightedTerms
+from flow_opd.method.opd import distillation
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.walk import build_walks
 from flow_opd.processes import ALONE

@@ -27,8 +27,8 @@ from flow_opd.flow.path import make_schedule, shifted_uniform_sigmas
 from flow_opd.method.corrections import sampled_log_ratio
 from flow_opd.method.groups import GroupSampling
 from flow_opd.method.grpo import flow_grpo
-from flow_opd.method.objectives import Target, VelocityMatching, WeightedTerms
-from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
+from flow_opd.method.objectives import OPDPolicies, Target, VelocityMatching, WeightedTerms
+from flow_opd.method.opd import direct_opd, policy_gradient_opd
 from flow_opd.method.policy import Policy
 from flow_opd.method.rounds import PromptRounds
 from flow_opd.method.routing import HardRouter, RoutedTeachers, TeacherField

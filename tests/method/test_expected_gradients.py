@@ -25,7 +25,8 @@ from torch import Tensor
 from flow_opd.flow.dynamics import sde_step, transition_kl
 from flow_opd.flow.path import make_schedule
 from flow_opd.method.corrections import Correction, clip_advantages, detached_state_kl, sampled_log_ratio
-from flow_opd.method.opd import OPDPolicies, direct_opd, policy_gradient_opd
+from flow_opd.method.objectives import OPDPolicies
+from flow_opd.method.opd import direct_opd, policy_gradient_opd
 from flow_opd.method.walk import Walks
 from flow_opd.protocols import BatchSource, Objective
 from flow_opd.seeding import generator

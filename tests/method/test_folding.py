@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flow_opd.config.common import OptimizerSettings
-from flow_opd.method.opd import OPDPolicies, direct_opd
+from flow_opd.method.objectives import OPDPolicies
+from flow_opd.method.opd import direct_opd
 from flow_opd.protocols import VelocityField
 from flow_opd.training.trainer import LoopSettings, Trainer
 from flow_opd.types import Conditioning

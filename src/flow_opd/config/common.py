@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,9 +21,6 @@ from flow_opd.config.base import (
 )
 from flow_opd.config.kinds import Kind, load
 from flow_opd.config.parts import Part, of_signature
-
-if TYPE_CHECKING:
-    from flow_opd.backbones.pipeline import DiffusersBackbone
 
 ATTENTION_PROJECTIONS = tuple(
     f"attn.{name}"
@@ -53,8 +50,8 @@ class BackboneSettings(Part):
         """Returns settings without fields: what a backbone is made of comes from its base."""
         return of_signature(cls, name, code, fields=False)
 
-    def build(self) -> type[DiffusersBackbone]:
-        """Returns the class."""
+    def build(self) -> Any:
+        """Returns the class, a subclass of `DiffusersBackbone`."""
         assert self.code is not None, f"{type(self).__name__} has a method 'build' of its own"
         return self.code
 
@@ -65,8 +62,8 @@ class PipelineSettings(BackboneSettings):
     name: Literal["StableDiffusion3Pipeline", "FluxPipeline"]
     """Which one this is."""
 
-    def build(self) -> type[DiffusersBackbone]:
-        """Returns the class."""
+    def build(self) -> Any:
+        """Returns the class, a subclass of `DiffusersBackbone`."""
         own = {"StableDiffusion3Pipeline": "sd3:SD3Backbone", "FluxPipeline": "flux:FluxBackbone"}
         return load(f"flow_opd.backbones.{own[self.name]}")
 

@@ -9,8 +9,7 @@ from flow_opd.config.kinds import Kind, load
 from flow_opd.config.parts import Part
 
 if TYPE_CHECKING:
-    from flow_opd.method.objectives import WeightedTerms
-    from flow_opd.method.opd import OPDPolicies
+    from flow_opd.method.objectives import OPDPolicies, WeightedTerms
     from flow_opd.method.walk import Walks
     from flow_opd.protocols import BatchSource
 

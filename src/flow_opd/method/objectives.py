@@ -13,7 +13,7 @@ from flow_opd.flow.dynamics import log_prob_mean
 from flow_opd.flow.path import target_velocity
 from flow_opd.method.joint import FieldShare, joint_velocities, velocity_of_alike, whole_share
 from flow_opd.method.routing import RoutedTeachers
-from flow_opd.protocols import Dynamics, Term, VelocityField
+from flow_opd.protocols import Backbone, Dynamics, Term, VelocityField
 from flow_opd.types import ImageBatch, LossOutput, TransitionBatch
 
 
@@ -90,6 +90,17 @@ class Target:
             return torch.ones(len(batch), dtype=torch.bool)
         assert batch.rank is not None, "a share of the states needs their random order"
         return batch.rank < self.share
+
+
+@dataclass(frozen=True)
+class OPDPolicies:
+    """The velocity fields that take part, and the base that they share."""
+
+    backbone: Backbone
+    student: VelocityField
+    teachers: VelocityField  # routed
+    anchor: Target | None
+    """MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2 (Flow-OPD, arXiv 2605.08063)."""
 
 
 Distance = Callable[[Tensor, Tensor, TransitionBatch], Tensor]

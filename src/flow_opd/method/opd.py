@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from flow_opd.config.distill import DistillConfig
 from flow_opd.config.objectives import DirectKLSettings
 from flow_opd.errors import ConfigError
@@ -11,24 +9,14 @@ from flow_opd.method.corrections import CorrectedRollouts, Correction
 from flow_opd.method.objectives import (
     ClippedPolicyGradient,
     Distance,
+    OPDPolicies,
     Target,
     VelocityGap,
     WeightedTerms,
     squared_distance,
 )
 from flow_opd.method.walk import WalkBatches, Walks
-from flow_opd.protocols import Backbone, BatchSource, Term, VelocityField
-
-
-@dataclass(frozen=True)
-class OPDPolicies:
-    """The velocity fields that take part, and the base that they share."""
-
-    backbone: Backbone
-    student: VelocityField
-    teachers: VelocityField  # routed
-    anchor: Target | None
-    """MAR, on every prompt: lambda E w(sigma) |v_student - v_anchor|^2 (Flow-OPD, arXiv 2605.08063)."""
+from flow_opd.protocols import BatchSource, Term
 
 
 def direct_opd(

@@ -15,8 +15,7 @@ from flow_opd.config.teachers import (
     TaskRouterSettings,
 )
 from flow_opd.errors import ConfigError
-from flow_opd.method.objectives import Target
-from flow_opd.method.opd import OPDPolicies
+from flow_opd.method.objectives import OPDPolicies, Target
 from flow_opd.method.routing import RoutedTeachers, TeacherField
 from flow_opd.protocols import PromptEncoder, Router, VelocityField
 from flow_opd.runs.base import Base
