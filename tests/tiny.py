@@ -134,10 +134,10 @@ def fill(bank: AdapterBank, name: str, seed: int, *, size: float = 0.2) -> None:
 class Tiny:
     """One tiny base with a trained student, two teachers and an anchor, ready for any algorithm."""
 
-    lockstep = False
+    collective = False
 
-    def __init__(self, *, lockstep: bool = False) -> None:
-        self.lockstep = lockstep
+    def __init__(self, *, collective: bool = False) -> None:
+        self.collective = collective
         self.backbone = SD3Backbone(new_tiny_pipeline(), max_sequence_length=0)
         self.bank = AdapterBank(self.backbone)
         for seed, name in enumerate(("student", "teacher-shapes", "teacher-signs", "anchor"), start=1):
@@ -150,7 +150,7 @@ class Tiny:
             adapters=self.bank,
             adapter=adapter,
             guidance_scale=guidance_scale,
-            lockstep=self.lockstep,
+            collective=self.collective,
         )
 
     @property
@@ -188,7 +188,7 @@ class Tiny:
             encoder=self.backbone,
             prompts_of_round=lambda index: [PROMPTS[(index + i) % len(PROMPTS)] for i in range(prompts)],
             seeder=lambda index, row: generator(seed, "walk", index, row),
-            rank_seeder=lambda index, step: generator(seed, "ranks", index, step),
+            order_seeder=lambda index, step: generator(seed, "ranks", index, step),
             schedule=make_schedule(
                 self.backbone.sigmas(num_steps), noise_level=0.7, stochastic_steps=(first, stop)
             ),
@@ -206,7 +206,7 @@ class Tiny:
             sigmas=self.backbone.sigmas(num_steps),
             seeder=lambda prompt, image: generator(0, "sample", prompt, image),
             batch_size=batch_size,
-            lockstep=self.lockstep,
+            collective=self.collective,
         )
 
     def sft(self, folder: Path, micro_batch_size: int, processes: Processes) -> tuple[BatchSource, Objective]:
@@ -312,7 +312,7 @@ class TinyImages:
 
     backbone: SD3Backbone
     micro_batch_size: int
-    readings: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def round(self, index: int) -> Iterator[list[ImageBatch]]:
         draw = generator(0, "images", index)
@@ -352,7 +352,7 @@ class GivenBatches:
     """A source that hands out the same micro-batches in every round."""
 
     batches: Sequence[Any]
-    readings: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def round(self, index: int) -> Iterator[Iterable[Any]]:
         yield self.batches

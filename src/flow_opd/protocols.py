@@ -120,7 +120,7 @@ class BatchSource(Protocol):
     """Where batches come from: images, rollouts, or the fused on-policy walk."""
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """What the source itself measured in the current round, e.g. the mean reward; goes to the log."""
         ...
 

@@ -108,7 +108,7 @@ class Rollout:
         """The clean latents at the end, [B, C, H, W]."""
         return self.latents[:, -1]
 
-    def alike(self, step: int) -> tuple[int, ...] | None:
+    def state_ids(self, step: int) -> tuple[int, ...] | None:
         """Returns numbers, B: rows of one number have the same state at `step`; None: no two are known to."""
         return None if self.schedule.is_noisy_before(step) else self.starts
 
@@ -123,12 +123,12 @@ class TransitionBatch:
     noise_level: Tensor  # [M]
     conditioning: Conditioning  # M rows
     weight: Tensor | None = None  # [M], weight of the squared velocity error at this state
-    rank: Tensor | None = None  # [M], in (0, 1): place of the state in a random order of its step's states
+    order: Tensor | None = None  # [M], in (0, 1): place of the state in a random order of its step's states
     velocity: Tensor | None = None  # [M, C, H, W], the student's with its graph, from the fused walk
     next_latents: Tensor | None = None  # [M, C, H, W], the sampled successor
     behaviour_log_prob: Tensor | None = None  # [M], mean over latent dimensions
     advantage: Tensor | None = None  # [M]
-    alike: tuple[int, ...] | None = None  # M; rows of one number have the same state and prompt
+    state_ids: tuple[int, ...] | None = None  # M; rows of one number have the same state and prompt
 
     def __len__(self) -> int:
         return self.latents.shape[0]

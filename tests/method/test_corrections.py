@@ -108,7 +108,7 @@ def test_rollouts_carry_the_correction_of_every_step(tiny: Tiny, correction: Cor
         expected = correction(ours, theirs, batch.next_latents)
         torch.testing.assert_close(batch.advantage, expected, rtol=1e-4, atol=1e-4)
         divergence.append(transition_kl(ours, theirs) / batch.latents[0].numel())
-    assert made.readings["teacher_kl"] == pytest.approx(torch.cat(divergence).mean().item(), rel=1e-5)
+    assert made.metrics["teacher_kl"] == pytest.approx(torch.cat(divergence).mean().item(), rel=1e-5)
 
 
 def test_updates_share_trajectories_not_steps_whatever_the_micro_batch(tiny: Tiny) -> None:

@@ -111,9 +111,9 @@ def test_fields_of_other_kinds_answer_beside_policies(tiny: Tiny, here: Here) ->
     assert policy.abs().sum(dim=(1, 2, 3)).gt(0).all()
 
 
-@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("collective", [True, False])
 def test_in_lockstep_the_number_of_passes_does_not_depend_on_rows(
-    tiny: Tiny, here: Here, lockstep: bool
+    tiny: Tiny, here: Here, collective: bool
 ) -> None:
     """Processes that share a sharded base call it together, whatever teachers their rows ask."""
     batchings: dict[Literal["batched", "sequential"], int] = {"batched": 1, "sequential": 2}
@@ -121,9 +121,9 @@ def test_in_lockstep_the_number_of_passes_does_not_depend_on_rows(
         for rows in ([], [0], [0, 1, 2, 3]):
             base = CountedBase(tiny)
             anchor = policies(tiny, base, batching)["anchor"]
-            anchor.lockstep = lockstep
+            anchor.collective = collective
             (found,) = joint_velocities([whole_share(anchor, torch.tensor(rows, dtype=torch.long))], *here)
-            assert len(base.passes) == (passes if rows or lockstep else 0)
+            assert len(base.passes) == (passes if rows or collective else 0)
             assert found.flatten(1).any(1).tolist() == [row in rows for row in range(4)]
 
 

@@ -189,8 +189,8 @@ def test_group_rollouts_score_what_they_made_and_split_by_trajectory(tiny: Tiny)
     advantages = torch.cat([batch.advantage for batch in rows if batch.advantage is not None])
     torch.testing.assert_close(advantages.view(2, 4).mean(1), torch.zeros(2), rtol=0, atol=1e-6)
     assert (advantages.view(2, 4).std(1, correction=0) > 0.9).all()
-    assert source.readings["silent_groups"] == 0
-    assert source.readings["reward_spread"] > 0
+    assert source.metrics["silent_groups"] == 0
+    assert source.metrics["reward_spread"] > 0
     tasks = [task for batch in rows for task in batch.conditioning.tasks]
     assert tasks == [PROMPTS[1].task] * 4 + [PROMPTS[2].task] * 4
 
@@ -274,7 +274,7 @@ def test_every_reward_is_read_over_the_images_that_it_judged(tiny: Tiny) -> None
     scorer = TrainingRewards(rewards)
     source = GroupRollouts(tiny.student, tiny.backbone, tiny.walks(prompts=2), scorer, sampling)
     (update,) = source.round(0)
-    assert source.readings == {
+    assert source.metrics == {
         "reward": (1 + 3 + 10 + 10) / 4,
         "reward/shape": 2.0,
         "reward/sign": 5.0,
@@ -406,7 +406,7 @@ def shared_round(
         kl_weight=0.0,
     )
     (update,) = source.round(0)
-    batches = [batch if shared else replace(batch, alike=None) for batch in update]
+    batches = [batch if shared else replace(batch, state_ids=None) for batch in update]
     for parameter in tiny.parameters.values():
         parameter.grad = None
     for batch in batches:
@@ -432,8 +432,8 @@ def test_micro_batches_that_cut_a_group_ask_for_their_own_part_of_it(tiny: Tiny)
 def test_asking_a_group_once_changes_neither_states_nor_gradients(tiny: Tiny) -> None:
     once, gradients = shared_round(tiny, tiny.student, shared=True)
     every, expected = shared_round(tiny, tiny.student, shared=False)
-    assert once[0].alike == (0, 0, 0, 0, 1, 1, 1, 1)
-    assert once[1].alike is None
+    assert once[0].state_ids == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert once[1].state_ids is None
     for ours, theirs in zip(once, every, strict=True):
         assert torch.equal(ours.latents, theirs.latents)
     assert gradients.keys() == expected.keys()
@@ -465,6 +465,6 @@ def test_a_shared_walk_is_the_walk_of_every_row(tiny: Tiny) -> None:
 
     together, apart = walked((7, 8, 7, 8)), walked(None)
     torch.testing.assert_close(together.latents, apart.latents, rtol=1e-6, atol=1e-6)
-    assert together.alike(0) == (7, 8, 7, 8)
-    assert together.alike(1) is None
-    assert apart.alike(0) is None
+    assert together.state_ids(0) == (7, 8, 7, 8)
+    assert together.state_ids(1) is None
+    assert apart.state_ids(0) is None

@@ -162,7 +162,7 @@ def test_processes_in_step_ask_the_teachers_equally_often(
     for count, calls in ((3, 2), (2, 4)):
         for index in range(count):
             counting = Counting(tiny.teachers())
-            drawing = replace(tiny.drawing(num_steps=1), field=counting, lockstep=True)
+            drawing = replace(tiny.drawing(num_steps=1), field=counting, collective=True)
             samples_in(tmp_path / f"{index} of {count}").fill(drawing, processes=Processes(index, count))
             assert counting.calls == calls
 

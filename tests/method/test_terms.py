@@ -159,9 +159,9 @@ def test_a_target_asked_at_a_share_has_the_same_mean_and_a_fraction_of_the_calls
             return TARGET.velocity(latents, *rest)  # type: ignore[arg-type]
 
     def gradient(share: float, order: list[int]) -> torch.Tensor:
-        ranks = (torch.tensor(order) + 0.5) / ROWS
+        places = (torch.tensor(order) + 0.5) / ROWS
         term = VelocityGap([Target("gap", Counted(), weight=0.3, share=share)])
-        (found,) = torch.autograd.grad(term(velocity, replace(batch, rank=ranks)).total, velocity)
+        (found,) = torch.autograd.grad(term(velocity, replace(batch, order=places)).total, velocity)
         return found
 
     turns = [[(row + turn) % ROWS for row in range(ROWS)] for turn in range(ROWS)]

@@ -132,13 +132,13 @@ def test_an_update_can_be_gone_through_again(tiny: Tiny) -> None:
 
 
 def test_the_random_order_of_states_is_one_for_each_step_whatever_the_micro_batch(tiny: Tiny) -> None:
-    def ranks(size: int) -> torch.Tensor:
+    def orders(size: int) -> torch.Tensor:
         (update,) = WalkBatches(tiny.student, tiny.backbone, tiny.walks(micro_batch_size=size)).round(0)
-        found = [batch.rank for batch in update if batch.rank is not None]
+        found = [batch.order for batch in update if batch.order is not None]
         return torch.cat([torch.stack(found[at : at + 3]) for at in range(0, len(found), 3)], 1)  # [T, B]
 
-    whole = ranks(4)
-    assert torch.equal(whole, ranks(3))
+    whole = orders(4)
+    assert torch.equal(whole, orders(3))
     for step in whole:
         assert step.sort().values.diff().tolist() == pytest.approx([0.25] * 3)
         assert 0 <= step.min() < 0.25
@@ -150,9 +150,9 @@ def test_the_random_order_of_states_is_one_for_each_step_whatever_the_micro_batc
 def test_a_share_that_is_no_multiple_of_a_row_is_kept_in_the_mean(tiny: Tiny, share: float) -> None:
     source = WalkBatches(tiny.student, tiny.backbone, tiny.walks(micro_batch_size=4))
     with torch.no_grad():
-        ranks = torch.cat([batch.rank for index in range(60) for batch in next(source.round(index))])
-    assert len(ranks) == 60 * 3 * 4
-    assert float((ranks < share).double().mean()) == pytest.approx(share, abs=0.03)
+        orders = torch.cat([batch.order for index in range(60) for batch in next(source.round(index))])
+    assert len(orders) == 60 * 3 * 4
+    assert float((orders < share).double().mean()) == pytest.approx(share, abs=0.03)
 
 
 class NumbersRead(TorchDispatchMode):

@@ -109,7 +109,7 @@ def test_memory_settings_change_nothing_that_is_trained(
 
 
 @pytest.mark.parametrize(
-    ("total", "count", "updates", "lockstep", "message"),
+    ("total", "count", "updates", "collective", "message"),
     [
         (8, 2, 4, True, None),
         (10, 3, 3, False, None),
@@ -118,11 +118,11 @@ def test_memory_settings_change_nothing_that_is_trained(
     ],
 )
 def test_every_process_needs_its_share(
-    total: int, count: int, updates: int, lockstep: bool, message: str | None
+    total: int, count: int, updates: int, collective: bool, message: str | None
 ) -> None:
     processes = Processes(0, count)
     with pytest.raises(ConfigError, match=message) if message else nullcontext():
-        check_shares(total, processes, key="prompts_per_round", lockstep=lockstep, updates=updates)
+        check_shares(total, processes, key="prompts_per_round", collective=collective, updates=updates)
 
 
 def test_what_computes_a_run_is_no_part_of_its_identity(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def share_training(
     """
     with user_errors():
         processes = join_processes(ComputeSettings(device="cpu"))
-        tiny = Tiny(lockstep=shard)
+        tiny = Tiny(collective=shard)
         if checkpointing:
             tiny.backbone.transformer.enable_gradient_checkpointing()
         if shard:

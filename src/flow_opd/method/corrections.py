@@ -113,7 +113,7 @@ class CorrectedRollouts:
         self._readings: dict[str, float] = {}
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """teacher_kl: the round's mean transition KL per latent dimension, over the trained steps."""
         return self._readings
 

@@ -68,7 +68,7 @@ class GroupRollouts:
         self._readings: dict[str, float] = {}
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Mean reward of the round, its spread within groups, the share of groups without spread, and the
         mean of each reward over the images that it judged, where there were any."""
         return self._readings

@@ -35,7 +35,7 @@ def joint_velocities(
 
     All policies of the targets run in one forward pass (two where guidance is sequential), each at the
     rows where it is needed, and once where several targets need the same. For policies on a sharded base
-    (`lockstep`) the number of passes depends on the targets' fields and not on their rows.
+    (`collective`) the number of passes depends on the targets' fields and not on their rows.
 
     Args:
         targets: each a sum of shares.
@@ -97,14 +97,14 @@ def _combined(
     return total
 
 
-def velocity_of_alike(
+def velocity_of_states(
     field: VelocityField,
     latents: Tensor,
     sigma: Tensor,
     conditioning: Conditioning,
-    alike: Sequence[int] | None,
+    state_ids: Sequence[int] | None,
 ) -> Tensor:
-    """Returns the field's velocity at every row, [M, C, H, W], evaluated once per distinct row (`alike`).
+    """Returns the field's velocity at every row, [M, C, H, W], evaluated once per distinct row (`state_ids`).
 
     The gradient at an evaluated row is the sum of those at the rows that it stands for.
 
@@ -113,14 +113,14 @@ def velocity_of_alike(
         latents: x_sigma, [M, C, H, W].
         sigma: [M].
         conditioning: M rows.
-        alike: M numbers; rows of one number agree in everything above. None evaluates every row.
+        state_ids: M numbers; rows of one number agree in everything above. None evaluates every row.
     """
     first: dict[int, int] = {}
-    for row, number in enumerate(alike or ()):
+    for row, number in enumerate(state_ids or ()):
         first.setdefault(number, row)
-    if alike is None or len(first) == len(alike):
+    if state_ids is None or len(first) == len(state_ids):
         return field.velocity(latents, sigma, conditioning)
     order = {number: place for place, number in enumerate(first)}
     asked = torch.tensor(list(first.values()), device=latents.device)
-    places = torch.tensor([order[number] for number in alike], device=latents.device)
+    places = torch.tensor([order[number] for number in state_ids], device=latents.device)
     return field.velocity(latents[asked], sigma[asked], conditioning.rows(list(first.values())))[places]

@@ -11,7 +11,7 @@ from torch import Tensor
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import log_prob_mean
 from flow_opd.flow.path import target_velocity
-from flow_opd.method.joint import FieldShare, joint_velocities, velocity_of_alike, whole_share
+from flow_opd.method.joint import FieldShare, joint_velocities, velocity_of_states, whole_share
 from flow_opd.method.routing import RoutedTeachers
 from flow_opd.protocols import Backbone, Dynamics, Term, VelocityField
 from flow_opd.types import ImageBatch, LossOutput, TransitionBatch
@@ -32,8 +32,10 @@ class WeightedTerms:
         """
         velocity = batch.velocity
         if velocity is None:
-            alike = batch.alike if isinstance(batch, TransitionBatch) else None
-            velocity = velocity_of_alike(self.student, batch.latents, batch.sigma, batch.conditioning, alike)
+            state_ids = batch.state_ids if isinstance(batch, TransitionBatch) else None
+            velocity = velocity_of_states(
+                self.student, batch.latents, batch.sigma, batch.conditioning, state_ids
+            )
         total = torch.zeros((), device=velocity.device)
         metrics: dict[str, Tensor] = {}
         for weight, term in self.terms:
@@ -88,8 +90,8 @@ class Target:
         """Returns at which states it is evaluated, [M], bool, on the CPU."""
         if self.share == 1.0:
             return torch.ones(len(batch), dtype=torch.bool)
-        assert batch.rank is not None, "a share of the states needs their random order"
-        return batch.rank < self.share
+        assert batch.order is not None, "a share of the states needs their random order"
+        return batch.order < self.share
 
 
 @dataclass(frozen=True)

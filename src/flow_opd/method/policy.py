@@ -38,7 +38,7 @@ class Policy:
         encoder: PromptEncoder | None = None,
         guidance_scale: float = 1.0,
         guidance_batching: Literal["batched", "sequential"] = "batched",
-        lockstep: bool = False,
+        collective: bool = False,
     ) -> None:
         """Names the policy; nothing is computed.
 
@@ -49,7 +49,7 @@ class Policy:
             encoder: encodes the empty prompt of guidance; None = the base itself.
             guidance_scale: 1 = no guidance and half the cost; each policy has its own.
             guidance_batching: both halves of guidance in one forward pass, or one after the other.
-            lockstep: runs a forward pass also for an empty batch, on a dummy row: processes that share a
+            collective: runs a forward pass also for an empty batch, on a dummy row: processes that share a
                 sharded base must all call it equally often, whatever their prompts.
         """
         self.backbone = backbone
@@ -58,7 +58,7 @@ class Policy:
         self.encoder: PromptEncoder = encoder or backbone
         self.guidance_scale = guidance_scale
         self.guidance_batching = guidance_batching
-        self.lockstep = lockstep
+        self.collective = collective
         self._null: Conditioning | None = None
 
     @property
@@ -148,7 +148,7 @@ def _pass(
     parts: Sequence[tuple[str | None, int]],
 ) -> Tensor:
     """Returns the velocities at `rows`, which `parts` give to adapters."""
-    if len(rows) == 0 and not policy.lockstep:
+    if len(rows) == 0 and not policy.collective:
         return latents[:0]
     if len(rows) == 0:
         nothing = Conditioning(

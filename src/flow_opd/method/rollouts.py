@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from flow_opd.flow.dynamics import log_prob_mean, sample
 from flow_opd.flow.weights import step_response
-from flow_opd.method.joint import velocity_of_alike
+from flow_opd.method.joint import velocity_of_states
 from flow_opd.protocols import Dynamics, VelocityField
 from flow_opd.types import Conditioning, Prompt, Rollout, Schedule, StepDistribution
 
@@ -120,8 +120,8 @@ def rollout(
     states, log_probs = [state], []
     for step in range(len(schedule)):
         grid = schedule_rows(schedule, step, len(state), state.device)
-        alike = None if schedule.is_noisy_before(step) else starts
-        velocity = velocity_of_alike(field, state, grid[0], conditioning, alike)
+        state_ids = None if schedule.is_noisy_before(step) else starts
+        velocity = velocity_of_states(field, state, grid[0], conditioning, state_ids)
         gaussian = dynamics(state, velocity, *grid)
         state = noise.after(gaussian, step)
         log_probs.append(log_prob_mean(gaussian, state) if step in dense else state.new_zeros(len(state)))

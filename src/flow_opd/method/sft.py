@@ -30,7 +30,7 @@ class ImageSampling:
     seeder: Callable[[int, int], Generator]  # (prompt, image of the prompt) -> generator of its noise
     batch_size: int  # images of one forward pass
     device: torch.device | str = "cpu"  # where the field computes
-    lockstep: bool = False  # whether all processes must call the field equally often
+    collective: bool = False  # whether all processes must call the field equally often
 
 
 class TeacherImages:
@@ -105,7 +105,7 @@ class TeacherImages:
         missing = [shard for shard in range(len(self._plan)) if shard not in self._files]
         processes.wait()  # until all have seen the same shards; the first new one would change the shares
         own = [missing[row] for row in processes.rows(len(missing))]
-        if sampling.lockstep:  # who has no shard left makes the last one too: the same bytes, the same name
+        if sampling.collective:  # who has no shard left makes the last one too: the same bytes, the same name
             own += missing[-1:] * (-(-len(missing) // processes.count) - len(own))
         there, drawn = len(self) - sum(len(self._plan[shard]) for shard in missing), 0
         on_images(there)
@@ -127,7 +127,7 @@ class TeacherImages:
     def _batches(self, shard: int, sampling: ImageSampling) -> Iterator[list[int]]:
         """Yields the images of a shard in batches; in step every shard has as many, the last ones empty."""
         rows = self._plan[shard]
-        for part in micro_rows(len(self._plan[0] if sampling.lockstep else rows), sampling.batch_size):
+        for part in micro_rows(len(self._plan[0] if sampling.collective else rows), sampling.batch_size):
             yield rows[part.start : part.stop]
 
     def _draw(self, rows: Sequence[int], sampling: ImageSampling) -> Tensor:
@@ -175,7 +175,7 @@ class ImageBatches:
         self.batching = batching
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the objective's own metrics."""
         return {}
 

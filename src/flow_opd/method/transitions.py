@@ -46,7 +46,7 @@ def transitions(
     """
     for step in steps:
         weight = weights.tolist()[step]
-        alike = rollout.alike(step)
+        state_ids = rollout.state_ids(step)
         for part in micro_rows(len(rows), micro_batch_size):
             index = [rows[i] for i in part]
             sigma, sigma_next, noise_level = schedule_rows(
@@ -62,7 +62,7 @@ def transitions(
                 next_latents=rollout.latents[index, step + 1],
                 behaviour_log_prob=rollout.log_prob_mean[index, step],
                 advantage=advantages[index, step],
-                alike=None if alike is None else tuple(alike[row] for row in index),
+                state_ids=None if state_ids is None else tuple(state_ids[row] for row in index),
             )
 
 

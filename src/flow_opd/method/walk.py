@@ -35,7 +35,7 @@ class Walks:
     schedule: Schedule
     dynamics: Dynamics
     micro_batch_size: int  # trajectories or transitions of one forward pass
-    rank_seeder: Callable[[int, int], torch.Generator] | None = None
+    order_seeder: Callable[[int, int], torch.Generator] | None = None
     """(round, step) -> generator of an order of the states; None where all targets see all states."""
     state_weights: StateWeights = transition_weights  # weights of the states, per step
     processes: Processes = ALONE  # who shares the trajectories of a round
@@ -59,7 +59,7 @@ class WalkBatches:
         self.walks = walks
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the objective's own metrics."""
         return {}
 
@@ -74,7 +74,7 @@ class WalkBatches:
         own = sorted(walks.processes.rows(len(prompts)), key=lambda row: prompts[row].task)
         with torch.no_grad():
             conditioning = walks.encoder.encode_prompts([prompts[row] for row in own]).to(device)
-        ranks = self._ranks(index, len(prompts))
+        orders = self._orders(index, len(prompts))
         for part in micro_rows(len(own), walks.micro_batch_size):
             rows = own[part.start : part.stop]
             yield from on_policy_walk(
@@ -89,20 +89,20 @@ class WalkBatches:
                     [walks.seeder(index, row) for row in rows],
                     device,
                 ),
-                ranks=None if ranks is None else ranks[rows],
+                orders=None if orders is None else orders[rows],
             )
 
-    def _ranks(self, index: int, total: int) -> Tensor | None:
+    def _orders(self, index: int, total: int) -> Tensor | None:
         """Returns a random order of the round's trajectories for each step, as places in (0, 1), [B, T].
 
         The places of a step are 1 / B apart and begin at a random one, so that those below any share are this
         share in the mean, also where it is no multiple of 1 / B, and as equally many in each round as can be.
         """
-        if self.walks.rank_seeder is None:
+        if self.walks.order_seeder is None:
             return None
         orders = []
         for step in range(len(self.walks.schedule)):
-            draw = self.walks.rank_seeder(index, step)
+            draw = self.walks.order_seeder(index, step)
             order = torch.randperm(total, generator=draw)
             orders.append((order + torch.rand((), generator=draw, dtype=torch.float64)) / total)
         return torch.stack(orders, 1)
@@ -116,7 +116,7 @@ def on_policy_walk(
     dynamics: Dynamics,
     weights: Tensor,
     noise: WalkNoise,
-    ranks: Tensor | None = None,
+    orders: Tensor | None = None,
 ) -> Iterator[TransitionBatch]:
     """Yields, step by step, the states that the student visits, with its velocity still in the graph.
 
@@ -134,7 +134,7 @@ def on_policy_walk(
         dynamics: turns a velocity into the Gaussian of a step.
         weights: of the squared velocity error at each step, [T], >= 0, on the CPU.
         noise: of the B trajectories; the walk happens on its device.
-        ranks: place of each state in a random order of its step's states, [B, T], for targets that are
+        orders: place of each state in a random order of its step's states, [B, T], for targets that are
             evaluated at a share of them.
     """
     state = noise.start
@@ -149,7 +149,7 @@ def on_policy_walk(
                 *grid,
                 conditioning,
                 weight=torch.full_like(grid[0], weight),
-                rank=None if ranks is None else ranks[:, step],
+                order=None if orders is None else orders[:, step],
                 velocity=velocity,
             )
         state = noise.after(dynamics(state, velocity.detach(), *grid), step)
@@ -210,7 +210,7 @@ def build_walks(
         prompts_of_round=groups.round,
         encoder=encoder,
         seeder=lambda index, row: generator(seed, "walk", index, row),
-        rank_seeder=lambda index, step: generator(seed, "ranks", index, step),
+        order_seeder=lambda index, step: generator(seed, "ranks", index, step),
         schedule=make_schedule(
             sigmas,
             noise_level=sampling.noise_level,

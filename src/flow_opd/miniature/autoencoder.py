@@ -53,7 +53,7 @@ class PictureBatches:
     seed: int
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the loss."""
         return {}
 

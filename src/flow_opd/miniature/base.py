@@ -113,7 +113,7 @@ class CaptionedLatents:
     caption_dropout: float = 0.1
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the loss."""
         return {}
 

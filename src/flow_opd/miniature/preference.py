@@ -145,7 +145,7 @@ class PreferenceBatches:
         return torch.from_numpy(appeal(self.judged)), torch.from_numpy(looks(self.judged))
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the loss."""
         return {}
 
@@ -196,7 +196,7 @@ class PreferenceLoss:
         pull = (scores.mean(1) - TYPICAL_SCORE).pow(2)
         clear = truth.abs() >= CLEAR
         right = ((apart * truth > 0) & clear).sum() / clear.sum().clamp(min=1)
-        readings = {
+        found = {
             "loss": loss.sum(),
             "strangers": strange.sum(),
             "pairs_right": right * captions,
@@ -205,7 +205,7 @@ class PreferenceLoss:
         return LossOutput(
             (loss + strange + PULL * pull).sum(),
             captions,
-            {name: value.detach() for name, value in readings.items()},
+            {name: value.detach() for name, value in found.items()},
         )
 
     @staticmethod

@@ -63,7 +63,7 @@ class QualityBatches:
     seed: int
 
     @property
-    def readings(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """Nothing beyond the loss."""
         return {}
 

@@ -18,7 +18,7 @@ from flow_opd.planning.flops import gpu_hours, update_flops
 from flow_opd.planning.job import Job, TrainingSettings, Work
 from flow_opd.planning.machines import MACHINES, RESERVE, Machine
 from flow_opd.planning.memory import FLOAT32, Memory, module_size, optimizer_size, sharded_size, size
-from flow_opd.planning.probe import Readings
+from flow_opd.planning.probe import Measurements
 from flow_opd.planning.shapes import ShapeModel, build_network, count
 from flow_opd.planning.verdicts import Options, Saving, Verdict, judge
 
@@ -117,7 +117,7 @@ _NAMES = {False: "without_checkpointing", True: "with_checkpointing"}
 
 
 def make_plan(
-    job: Job, architecture: Architecture, model: ShapeModel, readings: Readings, assumed: PlanSettings
+    job: Job, architecture: Architecture, model: ShapeModel, measured: Measurements, assumed: PlanSettings
 ) -> Plan:
     """Returns the plan of a job.
 
@@ -125,7 +125,7 @@ def make_plan(
         job: what the configuration asks for.
         architecture: the base.
         model: the same as shapes, with its adapters.
-        readings: measurements of one micro-batch of the largest share.
+        measured: measurements of one micro-batch of the largest share.
         assumed: number of processes and utilisation.
     """
     settings = job.settings
@@ -134,17 +134,17 @@ def make_plan(
     share = share_of_process(job, assumed.processes)
     prompt = size([model.backbone.text, model.backbone.pooled])
     sharded = sharded_size(networks["transformer"], assumed.processes)
-    scoring = readings.scoring
+    scoring = measured.scoring
     embeddings = share.trajectories * prompt
     fixed = _fixed(job, model, sizes, sharded=sharded, embeddings=embeddings, rewards=scoring.bytes)
-    dynamic = {on: readings.of(on).dynamic for on in (False, True)}
+    dynamic = {on: measured.of(on).dynamic for on in (False, True)}
     checkpointing = settings.compute.gradient_checkpointing
     flops, naive_flops = (
-        update_flops(work, readings.costs, checkpointing=checkpointing) for work in (job.work, job.naive)
+        update_flops(work, measured.costs, checkpointing=checkpointing) for work in (job.work, job.naive)
     )
     whole = sum(sizes.values())
     copies = job.pipelines * whole - sum(fixed[part] for part in ("base", "vae", "text_encoders"))
-    peak = max(dynamic[checkpointing].peak, readings.decode.peak, scoring.peak)
+    peak = max(dynamic[checkpointing].peak, measured.decode.peak, scoring.peak)
     options = Options(
         fixed=sum(fixed.values()),
         dynamic=dynamic,

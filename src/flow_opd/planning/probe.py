@@ -95,7 +95,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Readings:
+class Measurements:
     """A micro-batch with and without gradient checkpointing, and what does not depend on it."""
 
     plain: Reading

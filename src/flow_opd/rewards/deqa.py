@@ -50,9 +50,9 @@ class QualityNet(nn.Module):
         fine, middle, coarse = widths
         self.stages = nn.ModuleList([_convolutions(3, fine), _convolutions(fine, middle, coarser=True)])
         self.stages.append(_convolutions(middle, coarse, coarser=True))
-        readings = 2 * sum(widths) + 2 * 3 * BLOCK**2
+        statistics = 2 * sum(widths) + 2 * 3 * BLOCK**2
         self.head = nn.Sequential(
-            nn.LayerNorm(readings), nn.Linear(readings, hidden), nn.SiLU(), nn.Linear(hidden, LEVELS)
+            nn.LayerNorm(statistics), nn.Linear(statistics, hidden), nn.SiLU(), nn.Linear(hidden, LEVELS)
         )
         self.register_buffer("_blocks", _block_filters(), persistent=False)
         for module in self.stages.modules():
@@ -62,7 +62,7 @@ class QualityNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns logits [B, 5], bad to excellent, of pixels [B, 3, height, width] in [-1, 1]."""
         coefficients = functional.conv2d(pixels, self._blocks, stride=BLOCK)
-        readings = [
+        statistics = [
             0.5 * (coefficients.square().mean((2, 3)) + 1e-4).log(),
             (coefficients.abs().mean((2, 3)) + 1e-3).log(),
         ]
@@ -70,8 +70,8 @@ class QualityNet(nn.Module):
         for stage in self.stages:
             features = stage(features)
             variance, mean = torch.var_mean(features, dim=(2, 3), correction=0)
-            readings += [mean, 0.5 * (variance + 1e-4).log()]
-        logits: Tensor = self.head(torch.cat(readings, dim=1))
+            statistics += [mean, 0.5 * (variance + 1e-4).log()]
+        logits: Tensor = self.head(torch.cat(statistics, dim=1))
         return logits
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:

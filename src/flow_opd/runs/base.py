@@ -73,7 +73,7 @@ class Base:
             encoder=encoder,
             guidance_scale=guidance_scale,
             guidance_batching=self.compute.guidance_batching,
-            lockstep=self.is_sharded,
+            collective=self.is_sharded,
         )
 
     def shard(self) -> None:

@@ -42,21 +42,21 @@ def join_processes(compute: ComputeSettings) -> Processes:
     return Processes(state.process_index, state.num_processes, device)
 
 
-def check_shares(total: int, processes: Processes, *, key: str, lockstep: bool, updates: int = 1) -> None:
+def check_shares(total: int, processes: Processes, *, key: str, collective: bool, updates: int = 1) -> None:
     """Passes if every process gets a row of each update.
 
     Args:
         total: trajectories of a round.
         processes: who shares them.
         key: the setting that decides how many there are.
-        lockstep: whether all processes need the same number of rows, as they do with a sharded base.
+        collective: whether all processes need the same number of rows, as they do with a sharded base.
         updates: that share the round.
 
     Raises:
         ConfigError: if there are fewer rows than processes, or unequal shares.
     """
     rows = total // updates  # of the smallest update
-    if lockstep and total % (updates * processes.count):
+    if collective and total % (updates * processes.count):
         raise ConfigError(
             "unequal shares of an update, while the processes share a sharded base",
             value=f"{processes.count} processes, {total} trajectories in {updates} updates",

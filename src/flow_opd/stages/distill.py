@@ -40,7 +40,7 @@ def run(settings: DistillSettings, *, resume: bool, record: Settings | None = No
         settings.prompts_per_round,
         processes,
         key="prompts_per_round",
-        lockstep=settings.compute.shard_base,
+        collective=settings.compute.shard_base,
         updates=settings.updates_per_round(),
     )
     prompts = prompts_of(settings.prompts)

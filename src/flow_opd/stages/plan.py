@@ -35,9 +35,9 @@ from flow_opd.planning.probe import (
     REFERENCE,
     ROLLOUT,
     STUDENT,
+    Measurements,
     MeteredField,
     Reading,
-    Readings,
     read_decode,
     read_update,
     read_velocity,
@@ -108,7 +108,7 @@ def plan_training(settings: TrainingSettings, assumed: PlanSettings) -> Plan:
     return make_plan(job, architecture, model, _read(job, model, rows), assumed)
 
 
-def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
+def _read(job: Job, model: ShapeModel, rows: int) -> Measurements:
     """Returns the measurements of a micro-batch of `rows` rows."""
     plain, checkpointed = (_read_update(job, model, rows, checkpointing=on) for on in (False, True))
     teacher, anchor, scoring = 0.0, 0.0, Scoring()
@@ -120,7 +120,7 @@ def _read(job: Job, model: ShapeModel, rows: int) -> Readings:
             job.settings.rewards, rows=rows, image_size=side, task_shares=job.settings.task_shares
         )
     decode = read_decode(model, rows)
-    return Readings(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor, scoring=scoring)
+    return Measurements(plain, checkpointed, decode=decode, teacher=teacher, anchor=anchor, scoring=scoring)
 
 
 def _read_update(job: Job, model: ShapeModel, rows: int, *, checkpointing: bool) -> Reading:

@@ -40,7 +40,7 @@ def run(settings: SFTSettings, *, resume: bool) -> Path:
     """
     folder = open_run(settings.run)
     processes = join_processes(settings.compute)
-    check_shares(settings.batch_size, processes, key="batch_size", lockstep=settings.compute.shard_base)
+    check_shares(settings.batch_size, processes, key="batch_size", collective=settings.compute.shard_base)
     prompts = prompts_of(settings.prompts)
     check_routes(prompts, settings.teacher_of_task())
     base = Base.load(settings.base, settings.compute, processes)
@@ -155,7 +155,7 @@ def _draw(config: SFTConfig, samples: TeacherImages, experts: Experts, seed: int
         seeder=lambda prompt, image: generator(seed, "sample", prompt, image),
         batch_size=config.sample_batch_size,
         device=base.backbone.device,
-        lockstep=base.is_sharded,
+        collective=base.is_sharded,
     )
     processes = base.processes
     bar = ProgressBar("teachers' images", total_steps=len(samples), show=(), shown=processes.is_main)

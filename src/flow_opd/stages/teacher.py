@@ -33,7 +33,7 @@ def run(settings: TeacherSettings, *, resume: bool) -> Path:
         settings.groups_per_round * settings.group_size,
         processes,
         key="groups_per_round",
-        lockstep=settings.compute.shard_base,
+        collective=settings.compute.shard_base,
         updates=settings.updates_per_round,
     )
     prompts = prompts_of(settings.prompts)

@@ -59,21 +59,21 @@ class ProgressBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[reading]}"),
+            TextColumn("{task.fields[numbers]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(title, total=total_steps, completed=done, reading="")
+        self.task = self.bar.add_task(title, total=total_steps, completed=done, numbers="")
         self.bar.start()
 
     def on_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Advances the bar."""
-        reading = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
-        self.bar.update(self.task, completed=step, reading=reading)
+        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
+        self.bar.update(self.task, completed=step, numbers=numbers)
         due = step // self.every > self.done // self.every or step == self.total
         self.done = step
         if not self.console.is_terminal and due:
-            self.console.print(f"{self.title}: step {step}/{self.total}  {reading}", highlight=False)
+            self.console.print(f"{self.title}: step {step}/{self.total}  {numbers}", highlight=False)
 
     def on_resume(self, step: int) -> None:
         """Moves the bar back to `step`."""

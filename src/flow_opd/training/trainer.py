@@ -240,7 +240,7 @@ class Trainer:
         if self.average:
             self.average.update(self.progress.step, last=self.progress.step == self.settings.total_steps)
         metrics = {name: value / rows for name, value in zip(names, values, strict=True)}
-        metrics |= {**self.source.readings, "grad_norm": size, "learning_rate": rate, "rows": rows}
+        metrics |= {**self.source.metrics, "grad_norm": size, "learning_rate": rate, "rows": rows}
         for callback in self.callbacks:
             callback.on_update(self.progress.step, metrics)
         return metrics
@@ -252,17 +252,17 @@ class Trainer:
             The names of the metrics, and the sums of rows, loss and metrics, [2 + number of metrics].
         """
         names: list[str] = []
-        readings: list[Tensor] = []
+        measured: list[Tensor] = []
         rows = 0
         for batch in micro_batches:
             output = self.objective(batch)
             (output.total * self.settings.loss_scale).backward()  # type: ignore[no-untyped-call]
             rows += output.count
             names = sorted(output.metrics)
-            readings.append(
+            measured.append(
                 torch.stack([output.total.detach(), *(output.metrics[name].detach() for name in names)])
             )
-        stacked = torch.stack(readings)
+        stacked = torch.stack(measured)
         precise = torch.float32 if stacked.device.type == "mps" else torch.float64
         sums = stacked.sum(0, dtype=precise)
         return names, torch.cat([torch.full_like(sums[:1], rows), sums])

@@ -83,9 +83,9 @@ def train_part(trainer: Trainer, title: str) -> None:
         trainer.run()
 
 
-def summarise(trainer: Trainer, readings: Mapping[str, float] | None = None) -> None:
+def summarise(trainer: Trainer, metrics: Mapping[str, float] | None = None) -> None:
     """Writes summary.json, which ends a part: its identity, seconds, steps, and what was measured of it."""
     progress = trainer.progress
-    numbers = {"seconds": round(progress.seconds, 1), "steps": progress.step, **(readings or {})}
+    numbers = {"seconds": round(progress.seconds, 1), "steps": progress.step, **(metrics or {})}
     assert trainer.folder is not None
     write_json(trainer.folder / SUMMARY, {"identity": trainer.identity, **numbers})
