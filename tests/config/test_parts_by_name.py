@@ -19,13 +19,15 @@ from flow_opd.config.common import BackboneSettings
 from flow_opd.config.distill import DistillConfig
 from flow_opd.config.file.keys import describe
 from flow_opd.config.file.reader import from_values, to_yaml
+from flow_opd.config.json_schema import json_schema
 from flow_opd.config.merge import MergeMethodSettings
 from flow_opd.config.objectives import ObjectiveSettings
-from flow_opd.config.parts import Part, code_versions, parts_of
+from flow_opd.config.parts import Part
 from flow_opd.config.rewards import RewardSettings
 from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.state_weights import StateWeightsSettings
 from flow_opd.config.teachers import RouterSettings
+from flow_opd.config.versions import code_versions, parts_of
 from flow_opd.errors import ConfigError
 from flow_opd.flow.dynamics import ode_step, sde_step
 from flow_opd.types import Prompt
@@ -36,7 +38,10 @@ KINDS = (
 )
 CODE = '''
 """Parts of somebody else."""
-from typing import Annotated, Any
+import dataclasses, functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from flow_opd.config.objectives import ObjectiveSettings
@@ -87,6 +92,26 @@ def early(schedule, dynamics, *, power: int = 2):
 def first(parts, weights, generator):
     return parts[0]
 
+def needs(student, target, batch, *, delta: float): ...
+def taken(student, target, batch, *, build: float = 1.0): ...
+def called(student, target, batch, *, by: Callable = print): ...
+bound = functools.partial(huber, delta=3.0)
+def made_elsewhere(): ...
+class Own(ObjectiveSettings):
+    name: Literal["mine"] = "mine"
+    def build(self, policies, walks): ...
+class Builds(ObjectiveSettings):
+    """Nothing."""
+class Ocr(Bright):
+    name = "ocr"
+@dataclasses.dataclass
+class Listed:
+    words: list[str] = dataclasses.field(default_factory=lambda: ["a"])
+    where: Path = Path("here")
+    far: float = float("inf")
+    name = "listed"
+    scale = (0.0, 1.0)
+    def score(self, images, prompts): ...
 def untyped(student, target, batch, *, delta=1.0): ...
 def strange(student, target, batch, *, device: torch.device | None = None): ...
 def weighted(images, prompts, *, weight: float = 1.0): ...
@@ -95,6 +120,17 @@ class Wordless:
     def __init__(self) -> None: ...
 '''
 
+TYPED = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from flow_opd.types import TransitionBatch
+    from nowhere import Number
+
+def good(student: Tensor, target: Tensor, batch: TransitionBatch, *, delta: float = 2.0): ...
+def bad(student, target, batch, *, delta: Number = 2.0): ...
+"""
+
 
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -102,9 +138,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = tmp_path / "somebody_elses.py"
     file.write_text(CODE)
     (tmp_path / "broken_part.py").write_text("import no_such_package_anywhere\n")
+    (tmp_path / "rude_part.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "wrong_part.py").write_text("import math\nmath.no_such_thing\n")
+    (tmp_path / "typed_part.py").write_text(TYPED)
     monkeypatch.syspath_prepend(tmp_path)
     yield file
-    for name in ("somebody_elses", "broken_part"):
+    for name in ("somebody_elses", "broken_part", "typed_part"):
         sys.modules.pop(name, None)
 
 
@@ -192,6 +231,12 @@ def test_settings_that_somebody_wrote_decide_themselves() -> None:
         ("somebody_elses:untyped", "delta"),
         ("somebody_elses:lonely", "somebody_elses:lonely"),
         ("somebody_elses:Wordless", "somebody_elses:Wordless"),
+        ("somebody_elses:bound", "somebody_elses:bound"),
+        ("somebody_elses:taken", "build"),
+        ("somebody_elses:Builds", "somebody_elses:Builds"),
+        ("rude_part:huber", "rude_part:huber"),
+        ("wrong_part:huber", "wrong_part:huber"),
+        ("typed_part:bad", "delta"),
     ],
 )
 def test_a_name_that_leads_to_no_part(name: str, value: str) -> None:
@@ -256,7 +301,7 @@ def test_controls_can_be_named_and_are_not_offered() -> None:
 def test_code_of_others_is_known_by_its_version_and_source(module: Path) -> None:
     config = distill(objective="somebody_elses:huber")
     before = code_versions(config)
-    assert list(before) == ["somebody_elses:huber"]
+    assert list(before) == ["objective somebody_elses:huber"]
     assert code_versions(distill(objective="direct-kl")) == {}
     module.write_text(CODE.replace("flatten(1).mean(1)", "flatten(1).sum(1)"))
     assert code_versions(config) != before
@@ -267,3 +312,51 @@ def test_python_takes_the_same_words() -> None:
     assert sampling.dynamics.build() is ode_step
     config = flow_opd.DistillConfig(sampling=sampling, objective="somebody_elses:huber")  # type: ignore[arg-type]
     assert config.objective.name == "somebody_elses:huber"
+
+
+def test_a_setting_may_be_required_and_other_types_may_be_unknown() -> None:
+    assert distill(objective={"name": "somebody_elses:needs", "delta": 2}).objective.parameters == ("delta",)
+    with refused(ConfigError, names=["objective.delta"]):
+        distill(objective="somebody_elses:needs")
+    assert distill(objective="typed_part:good").objective.parameters == ("delta",)
+
+
+def test_settings_with_a_name_of_their_own_go_by_the_name_that_is_used() -> None:
+    assert distill(objective="somebody_elses:Own").objective.name == "somebody_elses:Own"
+    ours = distill(objective="flow_opd.config.objectives:DirectKLSettings").objective
+    assert ours.build.__func__ is ObjectiveSettings.chosen("direct-kl").build
+
+
+def test_defaults_are_what_the_code_says() -> None:
+    settings = RewardSettings.of("somebody_elses:Listed")
+    assert (settings.words, settings.where, settings.far) == (["a"], Path("here"), float("inf"))  # type: ignore[attr-defined]
+    built = settings.build()
+    built.words.append("b")  # type: ignore[attr-defined]
+    assert settings.build().words == ["a"]  # type: ignore[attr-defined]
+    with refused(ConfigError, names=["somebody_elses:called"]):
+        distill(objective="somebody_elses:called")
+
+
+def test_a_reward_has_a_name_of_its_own() -> None:
+    with refused(ConfigError, value="ocr", names=["geneval"]):
+        flow_opd.load_reward("somebody_elses:Ocr", {"gain": 1.0})
+
+
+def test_two_packages_with_one_name_are_told_apart_by_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = ObjectiveSettings.kind.group
+    found = [EntryPoint("huber", place, group) for place in ("somebody_elses:huber", "typed_part:good")]
+    monkeypatch.setattr(kinds, "entry_points", lambda group: found if group == found[0].group else [])
+    with refused(ConfigError, value="huber", names=["somebody_elses:huber", "typed_part:good"]):
+        distill(objective="huber")
+    assert json_schema(DistillConfig, "distill")["properties"]["objective"]  # and it goes on
+
+
+def test_the_module_that_is_named_counts_beside_the_one_that_defines(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere_parts.py").write_text("from somebody_elses import huber\n")
+    config = distill(objective="elsewhere_parts:huber", state_weights="somebody_elses:early")
+    before = code_versions(config)
+    assert list(before) == ["objective elsewhere_parts:huber", "state weights somebody_elses:early"]
+    (tmp_path / "elsewhere_parts.py").write_text("from somebody_elses import huber  # changed\n")
+    after = code_versions(config)
+    assert before["objective elsewhere_parts:huber"] != after["objective elsewhere_parts:huber"]
+    sys.modules.pop("elsewhere_parts")

@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from flow_opd.cli.common import Check, Config, Keys, Out, Overrides, add_stage, done, prepared, user_errors
+from flow_opd.cli.common import (
+    Check,
+    Config,
+    Keys,
+    Out,
+    Overrides,
+    StageCommand,
+    add_stage,
+    done,
+    prepared,
+    user_errors,
+)
 from flow_opd.cli.options import card, export, generate, plan, publish, report, schema
 from flow_opd.cli.prompts import prompts as prompts_app
 from flow_opd.quiet import silence_imports
@@ -85,7 +96,7 @@ add_stage(
 )
 
 
-@app.command()
+@app.command(cls=StageCommand)
 def merge(
     config: Config, overrides: Overrides = None, out: Out = None, check: Check = False, keys: Keys = False
 ) -> None:

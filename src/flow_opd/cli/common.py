@@ -42,13 +42,14 @@ def _print_keys(context: typer.Context, wanted: bool) -> None:
     if not wanted:
         return
     from flow_opd.config.file.keys import describe
-    from flow_opd.config.parts import parts_of
+    from flow_opd.config.versions import parts_of
 
     console = Console(highlight=False)
     name = context.command.name or ""
-    stage, given = MINIATURE_STAGES.get(name, name), context.meta.get(GIVEN)
+    stage = MINIATURE_STAGES.get(name, name)
+    given, overrides = context.meta.get(GIVEN, (None, []))
     with user_errors():
-        also = list(parts_of(_settings(stage, Path(given), []))) if given else []
+        also = list(parts_of(_settings(stage, Path(given), overrides))) if given else []
     for key in describe(settings_of(stage), also=also):
         facts = f"{escape(key.type)}  [dim](default: {escape(key.default)})[/dim]"
         console.print(f"[bold]{escape(key.key)}[/bold]  {facts}\n    {escape(key.help)}")
@@ -154,7 +155,8 @@ class StageCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Returns what is left of the words; options are evaluated before arguments, so notes the latter."""
-        ctx.meta[GIVEN] = self.make_parser(ctx).parse_args(list(args))[0].get("config")
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        ctx.meta[GIVEN] = given.get("config"), given.get("overrides") or []
         return super().parse_args(ctx, args)
 
 

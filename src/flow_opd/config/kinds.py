@@ -24,17 +24,48 @@ class Kind:
     own: Mapping[str, str]  # name of one of ours -> "module:attribute"
     method: str  # that a class has, "score"
     takes: int | None  # arguments that a function is called with; None: no function is a part of this kind
-    context: tuple[str, ...] = ()  # parameters that a run gives to a part, and no configuration
+    context: tuple[str, ...] = ()  # parameters that a run gives to a class, and no configuration
     unlisted: tuple[str, ...] = ()  # of ours: negative controls, which can be named and are not offered
 
-    def installed(self) -> dict[str, EntryPoint]:
-        """Returns name -> entry point of the parts that installed packages add; ours keep their names."""
-        found = entry_points(group=self.group)
-        return {each.name: each for each in found if each.name not in self.own}
+    def installed(self) -> dict[str, list[EntryPoint]]:
+        """Returns name -> entry points of the parts that installed packages add; ours keep their names."""
+        found: dict[str, list[EntryPoint]] = {}
+        for each in entry_points(group=self.group):
+            known = [one.value for one in found.get(each.name, [])]
+            if each.name not in self.own and each.value not in known:
+                found.setdefault(each.name, []).append(each)
+        return found
 
     def names(self) -> list[str]:
         """Returns the names of ours, then of the installed ones."""
         return [*(name for name in self.own if name not in self.unlisted), *sorted(self.installed())]
+
+    def place(self, name: str) -> str:
+        """Returns "module:attribute" of the code that a name leads to.
+
+        Raises:
+            ConfigError: if there is none, or two installed packages have one each.
+        """
+        if name in self.own:
+            return self.own[name]
+        added = self.installed().get(name, [])
+        if len(added) > 1:
+            raise ConfigError(
+                f"two installed packages have a {self.what} of this name",
+                value=name,
+                allowed=" or ".join(each.value for each in added),
+                fix="name the one that is meant by its place",
+            )
+        if added:
+            return f"{added[0].module}:{added[0].attr}"
+        if re.fullmatch(CODE, name) is None:
+            raise ConfigError(
+                f"unknown {self.what}",
+                value=name,
+                allowed=f"{', '.join(map(repr, self.names()))}, or 'package.module:Name'",
+                fix=f"{nearest(name, self.names()).strip()} Use one of these names".strip(),
+            )
+        return name
 
     def code(self, name: str) -> Any:
         """Returns the class or function that a name leads to.
@@ -42,42 +73,32 @@ class Kind:
         Raises:
             ConfigError: if there is none, or its module cannot be imported.
         """
-        place = self.own.get(name)
-        if place is None and name in (installed := self.installed()):
-            place = installed[name].value
-        if place is None:
-            if re.fullmatch(CODE, name) is None:
-                raise ConfigError(
-                    f"unknown {self.what}",
-                    value=name,
-                    allowed=f"{', '.join(map(repr, self.names()))}, or 'package.module:Name'",
-                    fix=f"{nearest(name, self.names()).strip()} Use one of these names".strip(),
-                )
-            place = name
+        module, _, attribute = self.place(name).partition(":")
         try:
-            found = load(place)
-        except AttributeError:
-            module, attribute = place.split(":")
-            known = [each for each in dir(importlib.import_module(module)) if each[0] != "_"]
-            raise ConfigError(
-                f"the {self.what} is not in its module",
-                value=name,
-                allowed=f"what {module} defines",
-                fix=f"{nearest(attribute, known).strip()} Correct the name after the colon".strip(),
-            ) from None
-        except Exception as fault:  # a module that is imported may raise anything
+            found: Any = importlib.import_module(module)
+        except (Exception, SystemExit) as fault:  # a module that is imported may raise anything
             raise ConfigError(
                 f"the {self.what} cannot be imported ({type(fault).__name__}: {fault})",
                 value=name,
                 allowed="a module that Python can import here, a colon, and a class or function of it",
                 fix="correct the name, install its package, or put its folder on PYTHONPATH",
             ) from fault
-        if not callable(found):
+        known = [each for each in dir(found) if each[0] != "_"]
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            raise ConfigError(
+                f"the {self.what} is not in its module",
+                value=name,
+                allowed=f"what {module} defines",
+                fix=f"{nearest(attribute, known).strip()} Correct the name after the colon".strip(),
+            )
+        if not (inspect.isclass(found) or inspect.isroutine(found)):
             raise ConfigError(
                 f"the {self.what} is neither a class nor a function",
                 value=name,
                 allowed="a class, a function, or settings with a method 'build'",
-                fix="name one of these",
+                fix="name one of these; what is an object already may be given in Python",
             )
         return found
 
@@ -92,7 +113,9 @@ class Kind:
         else:
             try:
                 usable = self.takes is not None
-                inspect.signature(code).bind(*[None] * (self.takes or 0))
+                parameters = inspect.signature(code).parameters.values()
+                settings = {each.name: None for each in parameters if each.kind is each.KEYWORD_ONLY}
+                inspect.signature(code).bind(*[None] * (self.takes or 0), **settings)
             except (TypeError, ValueError):
                 usable = False
         if not usable:
@@ -107,6 +130,6 @@ class Kind:
 
 
 def load(place: str) -> Any:
-    """Returns what stands at 'module:attribute'."""
+    """Returns what stands at 'module:attribute', of ours."""
     module, attribute = place.split(":")
     return getattr(importlib.import_module(module), attribute)

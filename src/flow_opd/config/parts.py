@@ -13,30 +13,25 @@ as `import` would; nothing is fetched.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
+import copy
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import PydanticUndefined, core_schema
+from pydantic_core import core_schema
 
 from flow_opd.config.base import Problem, Settings, named, refuse
 from flow_opd.config.kinds import CODE, Kind
+from flow_opd.config.signatures import fields_of
 from flow_opd.errors import ConfigError
 
 BY_NAME = "x-by-name"  # marks, while a JSON schema is made, where a word may stand for a section
-_OURS = "flow_opd"
-_ARGUMENT = re.compile(r"^ *(\w+): +(.+?)(?=^ *\w+:|^ *$|\Z)", re.MULTILINE | re.DOTALL)
 
 AnyPart = TypeVar("AnyPart", bound="Part")
 
@@ -61,8 +56,14 @@ class Part(Settings):
         Args:
             context: what a run gives to a class of this kind that has such parameters.
         """
-        assert self.code is not None, f"{type(self).__name__} has a method 'build' of its own"
-        given = {name: getattr(self, name) for name in self.parameters}
+        if self.code is None:
+            raise ConfigError(
+                f"settings of no {self.kind.what} in particular",
+                value=self.name,
+                allowed=f"{type(self).__name__}.of(name, settings)",
+                fix="make them so, or by the class of the part",
+            )
+        given = {name: copy.deepcopy(getattr(self, name)) for name in self.parameters}
         if inspect.isclass(self.code):
             wanted = inspect.signature(self.code).parameters
             from_run = {name: value for name, value in (context or {}).items() if name in wanted}
@@ -107,6 +108,14 @@ class Part(Settings):
         return known[1]
 
     @classmethod
+    def usable(cls, name: str) -> type[Self] | None:
+        """Returns the settings of the part of this name, or None if an installed one does not work here."""
+        try:
+            return cls.chosen(name)
+        except ConfigError:
+            return None
+
+    @classmethod
     def __get_pydantic_core_schema__(
         cls, source: type[BaseModel], handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
@@ -119,9 +128,9 @@ class Part(Settings):
     @classmethod
     def _choose(cls, value: Any, info: core_schema.ValidationInfo) -> Part:
         """Returns the part that a value describes: a word, or a section with a name."""
-        if isinstance(value, cls):
+        if isinstance(value, cls) and not type(value).is_kind():
             return value
-        data = named(value)
+        data = named(dict(value) if isinstance(value, cls) else value)
         name = _Named.model_validate(data).name
         try:
             model = cls.chosen(name)
@@ -139,7 +148,7 @@ class Part(Settings):
         """Returns the schema of a part, or, for a kind, that of all parts with a name of their own."""
         if not cls.is_kind():
             return handler(schema)
-        models = dict.fromkeys(cls.chosen(name) for name in cls.kind.names())
+        models = dict.fromkeys(model for name in cls.kind.names() if (model := cls.usable(name)))
         members = [handler(model.__pydantic_core_schema__) for model in models]
         code = {"type": "string", "pattern": f"^{CODE}$"}
         own = {"type": "object", "properties": {"name": code}, "required": ["name"]}
@@ -155,52 +164,6 @@ class _Named(BaseModel):
 _MODELS: dict[tuple[type[Part], str], tuple[Any, type[Any]]] = {}  # (kind, name) -> code, and its settings
 
 
-def parts_of(settings: Any) -> Iterator[Part]:
-    """Yields every part that settings name, at any depth."""
-    if isinstance(settings, Part):
-        yield settings
-    if isinstance(settings, BaseModel):
-        inside: Any = dict(settings).values()
-    elif isinstance(settings, Mapping):
-        inside = settings.values()
-    else:
-        inside = settings if isinstance(settings, tuple | list) else ()
-    for each in inside:
-        yield from parts_of(each)
-
-
-def code_versions(settings: Any) -> dict[str, list[str]]:
-    """Returns name -> version of the package and hash of the source, of the parts that are not ours."""
-    found = {}
-    for part in parts_of(settings):
-        module = type(part).__module__
-        if module.split(".")[0] != _OURS:
-            found[part.name] = [_version(module), _source(module)]
-    return found
-
-
-def _version(module: str) -> str:
-    """Returns the version of the installed package that a module belongs to; nothing for a loose file."""
-    owners = packages_distributions().get(module.split(".")[0], [])
-    try:
-        return version(owners[0]) if owners else ""
-    except PackageNotFoundError:
-        return ""
-
-
-def _source(module: str) -> str:
-    """Returns the hash of a module's source, and of those beside it in its package."""
-    file = getattr(importlib.import_module(module), "__file__", None)
-    if file is None:
-        return ""
-    here = Path(file)
-    files = sorted(here.parent.glob("*.py")) if (here.parent / "__init__.py").exists() else [here]
-    digest = hashlib.sha256()
-    for each in files:
-        digest.update(each.read_bytes())
-    return digest.hexdigest()
-
-
 def _written(part: Part, info: core_schema.SerializationInfo) -> Any:
     """Returns a part as plain data: a word where it has no further settings."""
     values = part.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
@@ -211,7 +174,15 @@ def _model(kind: type[AnyPart], name: str, code: Any) -> type[AnyPart]:
     """Returns the settings of a part under its name."""
     is_settings = inspect.isclass(code) and issubclass(code, kind)
     model: Any = code if is_settings else kind.of_code(name, code)
-    if get_origin(model.model_fields["name"].annotation) is Literal:
+    if is_settings and model.code is None and model.build is kind.build:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"settings of a {kind.kind.what} that build none",
+            value=name,
+            allowed="a subclass with a method 'build' of its own",
+            fix="write it",
+        )
+    words = model.model_fields["name"].annotation
+    if get_origin(words) is Literal and name in get_args(words):
         return model
     only: Any = (Literal[name], FieldInfo(default=name, description=f"Which {kind.kind.what} this is."))
     return create_model(model.__name__, __base__=model, __module__=code.__module__, name=only)
@@ -226,34 +197,17 @@ def of_signature(
         ConfigError: if one has no type, or one that no configuration can hold, or the name of another.
     """
     kind.kind.check(name, code)
-    is_class = inspect.isclass(code)
-    parameters = inspect.signature(code).parameters.values()
-    hints = get_type_hints(code.__init__ if is_class else code, include_extras=True)
-    helps = dict(_ARGUMENT.findall(inspect.getdoc(code.__init__ if is_class else code) or ""))
-    found: dict[str, Any] = {}
-    for each in parameters if fields else ():
-        settable = each.kind is each.KEYWORD_ONLY or (is_class and each.kind is each.POSITIONAL_OR_KEYWORD)
-        if not settable or each.name in kind.kind.context:
-            continue
-        if each.name not in hints or each.name in kind.model_fields:
-            raise ConfigError(
-                f"{kind.kind.what} {name!r} has a parameter that cannot be a setting",
-                value=each.name,
-                allowed=f"parameters with a type, not called {', '.join(kind.model_fields)}",
-                fix="give it a type such as float, or another name",
-            )
-        default = PydanticUndefined if each.default is each.empty else each.default
-        about = " ".join(helps.get(each.name, "").split())
-        found[each.name] = (hints[each.name], Field(default, description=about or None))
+    found = fields_of(kind.kind, kind, name, code) if fields else {}
     try:
         model = create_model(f"{code.__name__}Settings", __base__=kind, __module__=code.__module__, **found)
+        model.model_json_schema()  # what no schema can say, no file can hold
     except PydanticUserError as fault:
         raise ConfigError(
             f"{kind.kind.what} {name!r} has a parameter of a type that no configuration can hold",
             value=str(fault).splitlines()[0],
             allowed="numbers, words, lists, and settings of these",
             fix="give it such a type, or write its settings as a subclass of "
-            f"flow_opd.{kind.__name__} with a method 'build'",
+            f"{kind.__module__}.{kind.__name__} with a method 'build'",
         ) from None
     model.__doc__ = inspect.getdoc(code)
     model.code, model.parameters = staticmethod(code), tuple(found)

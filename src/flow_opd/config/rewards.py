@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from flow_opd.config.base import Name, PositiveFloat, PositiveInt, Problem, refuse
 from flow_opd.config.kinds import Kind, load
 from flow_opd.config.parts import Part
+from flow_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,14 @@ class RewardSettings(Part):
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Returns the reward; its networks, if it has any, compute on `device`."""
         reward: Reward = load("flow_opd.rewards.table:with_scores")(self.made({"device": device}))
+        name = getattr(reward, "name", None)
+        if not isinstance(name, str) or name in self.kind.own or not hasattr(reward, "scale"):
+            raise ConfigError(
+                f"reward {self.name!r} does not say what it is",
+                value=name,
+                allowed=f"a `name` of its own, not {', '.join(self.kind.own)}, and a `scale`",
+                fix="give it both; a function is called by its own name",
+            )
         return reward
 
     @property

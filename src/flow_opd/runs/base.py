@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from flow_opd.config.common import (
 )
 from flow_opd.config.file.reader import from_values
 from flow_opd.config.locations import ASSET
+from flow_opd.config.versions import code_versions
 from flow_opd.layout import EMBEDDINGS
 from flow_opd.method.policy import Policy
 from flow_opd.processes import ALONE, Processes
@@ -196,9 +199,12 @@ def encode_beforehand(
     """
     if embeddings is None:
         return base.backbone
+    identity, code = base.backbone.encoder_identity(), code_versions(base.settings)
+    if code:  # a backbone of somebody else encodes by its own code
+        identity = hashlib.sha256(json.dumps([identity, code]).encode()).hexdigest()
     cache = EmbeddingCache(
         embeddings.folder or folder / EMBEDDINGS,
-        base.backbone.encoder_identity(),
+        identity,
         shard_size=embeddings.shard_size,
     )
     texts = ["", *(prompt.text for prompt in prompts)]

@@ -18,9 +18,9 @@ from flow_opd.adapters.lora import LoraWeights
 from flow_opd.config.base import Settings
 from flow_opd.config.common import BaseModelSettings
 from flow_opd.config.locations import hub_id, locate_model
-from flow_opd.config.parts import code_versions
 from flow_opd.config.recorded import HARMLESS
 from flow_opd.config.rewards import RewardSettings
+from flow_opd.config.versions import code_versions, is_ours
 from flow_opd.files import sha256
 from flow_opd.method.policy import Policy
 from flow_opd.types import Prompt
@@ -157,10 +157,14 @@ def rewards_identity(settings: Sequence[RewardSettings], *, but: Collection[str]
 
     Args:
         settings: of the rewards.
-        but: settings that change no score.
+        but: settings of ours that change no score; of other people's, those that are not their own.
     """
+    ours = {"batch_size", *but}
     return {
-        "rewards": [each.model_dump(mode="json", exclude={"batch_size", *but}) for each in settings],
+        "rewards": [
+            each.model_dump(mode="json", exclude=ours if is_ours(each) else {"weight", "tasks"} & ours)
+            for each in settings
+        ],
         "files": [content(file) for file in reward_files(settings)],
         "code": code_versions(settings),
     }

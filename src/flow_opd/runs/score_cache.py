@@ -12,6 +12,7 @@ from flow_opd.config.common import PROMPT_CHECKS
 from flow_opd.config.evaluate import EvaluateSettings
 from flow_opd.config.locations import locate, locate_model
 from flow_opd.config.rewards import TRAINING
+from flow_opd.config.versions import code_versions
 from flow_opd.evaluation.images import ImageScores
 from flow_opd.files import sha256, write_json
 from flow_opd.processes import Processes
@@ -71,6 +72,7 @@ class ScoreCache:
         spec = settings.rows[row]
         parts = {
             "base": settings.base.model_dump(mode="json", exclude={"offline"}),
+            "code": code_versions(settings.base),
             "weights": self._weights,
             "judges": self._judges,
             "adapter": self.adapters[row],

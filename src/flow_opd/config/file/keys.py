@@ -56,7 +56,8 @@ def _inside(annotation: Any, key: str, also: Sequence[Part]) -> Iterator[KeyHelp
         if isinstance(part, type) and issubclass(part, Part) and part.is_kind():
             yield from _choices(part, key, also)
         elif isinstance(part, type) and issubclass(part, BaseModel):
-            words = get_args(part.model_fields["name"].annotation) if len(parts) > 1 else ()
+            named = part.model_fields.get("name")
+            words = get_args(named.annotation) if named is not None and len(parts) > 1 else ()
             yield from describe(part, f"{key}({'|'.join(words)})." if words else f"{key}.", also=also)
         elif get_origin(part) is tuple:
             yield from _inside(get_args(part)[0], f"{key}[]", also)
@@ -96,6 +97,8 @@ def _single(part: Any) -> str:
         return f"list of {_type(items[0])}" if Ellipsis in items else f"[{', '.join(map(_type, items))}]"
     if get_origin(part) is dict:
         return f"NAME: {_type(get_args(part)[1])}"
+    if not isinstance(part, type):
+        return str(part).removeprefix("typing.")
     if issubclass(part, Part):
         return "name | section"
     if issubclass(part, BaseModel):
