@@ -25,22 +25,17 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from flow_opd.adapters.formats.reading import read_adapter
+import flow_opd
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.reader import from_values
-from flow_opd.config.locations import locate
 from flow_opd.config.options import PlanSettings
-from flow_opd.method.opd import distillation
-from flow_opd.method.rounds import PromptRounds
-from flow_opd.method.walk import build_walks
 from flow_opd.planning.meter import CPU_ATTENTION
-from flow_opd.processes import ALONE
 from flow_opd.protocols import PromptEncoder
 from flow_opd.quiet import quiet_loading
 from flow_opd.runs.base import Base
-from flow_opd.runs.teachers import named_policies
+from flow_opd.runs.teachers import anchor_of, teacher_of
 from flow_opd.stages.plan import plan_training
-from flow_opd.training.trainer import LoopSettings, Trainer
+from flow_opd.training.trainer import Trainer
 from flow_opd.types import Conditioning, Prompt
 
 MIB = 2**20
@@ -64,43 +59,27 @@ class Encoded:
         )
 
 
-def training(settings: DistillSettings, folder: Path) -> tuple[Trainer, Any]:
+def training(settings: DistillSettings) -> tuple[Trainer, Any]:
     """Returns the real training of the settings, with weights, and its base."""
     prompts = [Prompt("a red circle", task) for task in settings.teacher_of_task()]
     base = Base.load(settings.base, settings.compute)
-    real, bank = base.backbone, base.bank
-    encoder = Encoded(real, [*prompts, Prompt("", "")])
-    real.free_encoders()
-    real.free_vae()
-    for teacher in settings.teachers:
-        bank.put(teacher.name, read_adapter(locate(teacher.adapter)))
-    if settings.anchor is not None and settings.anchor.adapter is not None:
-        bank.put("anchor", read_adapter(locate(settings.anchor.adapter)))
+    encoder = Encoded(base.backbone, [*prompts, Prompt("", "")])
+    base.backbone.free_encoders()
+    base.backbone.free_vae()
+    assert settings.anchor is not None
     assert settings.cold_start is not None
-    assert settings.cold_start.adapter is not None
-    bank.put("student", read_adapter(locate(settings.cold_start.adapter)))
-    bank.train("student")
-    groups = PromptRounds(prompts, 0, settings.prompts_per_round)
-    walks = build_walks(
-        real,
-        encoder,
-        groups,
-        settings.sampling,
-        weights=settings.state_weights,
-        seed=0,
-        micro_batch_size=settings.micro_batch_size,
-        processes=ALONE,
+    anchor = settings.anchor.teacher or flow_opd.load_adapter(str(settings.anchor.adapter))
+    made = flow_opd.distill(
+        base,
+        {each.name: teacher_of(each, flow_opd.load_adapter(each.adapter)) for each in settings.teachers},
+        prompts,
+        settings,
+        rounds=3,
+        student=flow_opd.load_adapter(str(settings.cold_start.adapter)),
+        anchor=anchor_of(settings.anchor, anchor),
+        encoder=encoder,
     )
-    source, objective = distillation(settings, named_policies(settings, base, encoder), walks)
-    trainer = Trainer(
-        parameters=bank.parameters("student"),
-        source=source,
-        objective=objective,
-        settings=LoopSettings(rounds=3, optimizer=settings.optimizer, ema=settings.ema),
-        folder=folder,
-        identity="",
-    )
-    return trainer, real
+    return made.trainer, base.backbone
 
 
 def one_round(trainer: Trainer) -> None:
@@ -138,7 +117,7 @@ def held(trainer: Trainer, backbone: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def compare(name: str, values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, ...]]:
+def compare(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yields a row of the table for each setting of gradient checkpointing and number format."""
     for dtype in ("float32", "bfloat16"):
         for checkpointing in (False, True):
@@ -150,7 +129,7 @@ def compare(name: str, values: Mapping[str, Any], folder: Path) -> Iterator[tupl
             begun = time.monotonic()
             plan = plan_training(settings, PlanSettings())
             seconds = time.monotonic() - begun
-            trainer, backbone = training(settings, folder / f"{name}-{dtype}-{checkpointing}")
+            trainer, backbone = training(settings)
             one_round(trainer)  # moments and average exist from now on
             flops = measured_flops(trainer)
             fixed, peak = held(trainer, backbone), measured_peak(trainer)
@@ -235,7 +214,7 @@ def main() -> None:
         with quiet_loading():
             bases = {"miniature": miniature(), "8 x 8 x 64": middle(folder)}
         for label, values in bases.items():
-            for row in compare(label, values, folder):
+            for row in compare(label, values):
                 print(*row, flush=True)
                 table.add_row(*row)
     Console(width=170).print(table)
