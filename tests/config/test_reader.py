@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import assert_refused, refused
+from flow_opd.config.distill import DistillSettings
 from flow_opd.config.file.document import parse_value
 from flow_opd.config.file.reader import dump, from_values, read, to_yaml
 from flow_opd.config.merge import MergeSettings
@@ -254,3 +255,24 @@ def test_yaml_text_names_every_default() -> None:
     )
     assert "seed: 0\n" in text
     assert "method: mean\n" in text
+
+
+def test_what_replaces_a_list_is_the_place_of_all_in_it(tmp_path: Path) -> None:
+    """Neither --set nor a file over another one is told by the lines of what it has replaced."""
+    file = write(tmp_path, TEACHER)
+    with refused(ConfigError, value="orc", names=["--set rewards"]) as told:
+        read(file, TeacherSettings, ["rewards=[{name: orc}]"])
+    assert f"{file}:" not in str(told.value).split(". Allowed")[0]
+    over = tmp_path / "over.yaml"
+    over.write_text(f"extends: {file.name}\nrewards:\n  - {{name: ocr, weight: -1}}\n")
+    with refused(ConfigError, value=-1, names=["over.yaml:3"]):
+        read(over, TeacherSettings)
+
+
+def test_a_file_may_lie_over_one_of_the_package(tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: asset:configs/distill.yaml\nrun: {out: mine}\n")
+    assert read(over, DistillSettings).teachers
+    over.write_text("extends: asset:configs/distil.yaml\n")
+    with refused(ConfigError, value="asset:configs/distil.yaml", names=["configs/distill.yaml"]):
+        read(over, DistillSettings)

@@ -91,7 +91,7 @@ def miniature_prompts(
 add_stage(
     app,
     "teacher",
-    "Trains a teacher: one LoRA on one reward, by Flow-GRPO.",
+    "Trains a teacher by Flow-GRPO: one LoRA on its reward, or on those of several tasks (GRPO-Mix).",
     "flow-opd teacher asset:configs/teachers/text.yaml --set optimizer.learning_rate=3e-4",
 )
 

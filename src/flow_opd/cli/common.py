@@ -94,7 +94,7 @@ Keys = Annotated[
     bool,
     typer.Option(
         "--keys",
-        help="List all settings with their meaning; after a CONFIG also those of the parts that it names.",
+        help="List all settings with their meaning; beside a CONFIG, also those of the parts that it names.",
         is_eager=True,
         callback=_print_keys,
     ),

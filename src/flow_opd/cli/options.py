@@ -92,7 +92,9 @@ def export(
 
 
 def card(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a distillation, demo or evaluation.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a teacher, distillation, demo or evaluation.")
+    ],
     repo: Repo = None,
     license_: Annotated[
         str | None, typer.Option("--license", help="Licence (the base's, where it is known).")

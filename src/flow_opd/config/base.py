@@ -8,6 +8,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from flow_opd.errors import explain
+
 CROSS_FIELD = "flow_opd_cross_field"  # the error type under which `refuse` reaches the reader
 
 Key = str | int
@@ -64,5 +66,7 @@ def refuse(problems: list[Problem]) -> None:
     """Raises the error that carries `problems` to the reader; does nothing if there are none."""
     if not problems:
         return
-    message = "; ".join(f"{problem.what}: {problem.value!r}" for problem in problems)
+    message = "; ".join(
+        explain(each.what, value=each.value, allowed=each.allowed, fix=each.fix) for each in problems
+    )
     raise PydanticCustomError(CROSS_FIELD, "{message}", {"message": message, "problems": problems})

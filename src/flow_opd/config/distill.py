@@ -59,7 +59,7 @@ class DistillConfig(TrainingConfig):
     lora: LoraSettings | None = None
     """A fresh student's adapter; null takes the defaults. A cold start brings its own rank and alpha."""
     objective: ObjectiveSettings = DirectKLSettings()
-    """'direct-kl' or 'sampled-log-ratio'; a word, or a section with its name."""
+    """What is minimised; a word, or a section with its name."""
     router: RouterSettings = TaskRouterSettings()
     """'task' gives each prompt to the teacher of its task; a word, or a section with its name."""
     state_weights: StateWeightsSettings = VelocityWeightsSettings()

@@ -59,11 +59,12 @@ class Kind:
         if added:
             return f"{added[0].module}:{added[0].attr}"
         if re.fullmatch(CODE, name) is None:
+            hint = nearest(name, self.names()).strip()
             raise ConfigError(
                 f"unknown {self.what}",
                 value=name,
                 allowed=f"{', '.join(map(repr, self.names()))}, or 'package.module:Name'",
-                fix=f"{nearest(name, self.names()).strip()} Use one of these names".strip(),
+                fix=f"{hint} Use one of these names, or install the package that adds it".strip(),
             )
         return name
 

@@ -89,7 +89,8 @@ def _asset(name: str, key: str) -> Path:
     if inside and path.exists():
         return path
     known = sorted(each.name for each in root.iterdir() if each.name[0] not in "._") if root.is_dir() else []
-    hint = nearest(name, known).strip()
+    files = [str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()]
+    hint = (nearest(name, files) or nearest(name, known)).strip()
     raise ConfigError(
         f"'{key}' names an asset that this package does not hold",
         value=ASSET + name,

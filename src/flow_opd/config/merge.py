@@ -193,7 +193,7 @@ class MergeSettings(StageSettings):
     adapters: Annotated[tuple[MergeInputSettings, ...], Field(min_length=2)]
     """What is merged."""
     method: MergeMethodSettings = ExactMergeSettings(name="mean")
-    """'mean', 'weighted', 'svd', 'ties' or 'dare'; a word, or a section with its name."""
+    """How the adapters are merged; a word, or a section with its name."""
 
     def weights(self) -> tuple[float, ...] | None:
         """Returns the weights of the adapters, or None if all weigh the same."""

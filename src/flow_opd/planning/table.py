@@ -191,7 +191,7 @@ def _small_print(plan: Plan) -> str:
     ]
     if plan.assumed.processes > 1:
         lines.append("Hours: GPU-hours by the number of processes; each holds the whole base if not sharded.")
-    return "\n".join([*lines, *(f"{note[:1].upper()}{note[1:]}." for note in plan.notes)])
+    return "\n".join([*lines, *(f"{_begun(note)}." for note in plan.notes)])
 
 
 def _millions(number: int) -> str:
@@ -200,3 +200,8 @@ def _millions(number: int) -> str:
 
 def _hours(number: float) -> str:
     return f"{number:,.1f}" if number >= 1 else f"{number:.2g}"
+
+
+def _begun(note: str) -> str:
+    """Returns a note as a sentence begins, unless it begins with a key."""
+    return note if note.startswith("base.") else note[:1].upper() + note[1:]

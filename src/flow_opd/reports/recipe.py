@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flow_opd.config.common import OptimizerSettings
 from flow_opd.config.distill import DistillSettings
 from flow_opd.config.merge import ColdStartSettings
+from flow_opd.config.objectives import ObjectiveSettings
 from flow_opd.config.rewards import RewardSettings
 from flow_opd.config.sampling import SamplingSettings
 from flow_opd.config.sft import SFTSettings
@@ -67,7 +68,7 @@ def _sft(settings: SFTSettings) -> list[tuple[str, str]]:
 def _distillation(settings: DistillSettings) -> list[tuple[str, str]]:
     anchor = settings.anchor
     return [
-        ("objective", settings.objective.name),
+        ("objective", _objective(settings.objective)),
         ("anchor", f"{anchor.teacher or anchor.adapter}, weight {anchor.weight:g}" if anchor else "none"),
         ("cold start", _start(settings.cold_start, merged="the teachers")),
         ("rounds", f"{settings.run.rounds} of {settings.prompts_per_round} prompts"),
@@ -89,6 +90,12 @@ def _flow_grpo(settings: TeacherSettings) -> list[tuple[str, str]]:
         ("clip range", f"{settings.clip_range:g}"),
         ("KL to the base", f"{settings.kl_weight:g}"),
     ]
+
+
+def _objective(objective: ObjectiveSettings) -> str:
+    """Returns its name, with what it is set by."""
+    given = {key: value for key, value in objective.model_dump(mode="json").items() if key != "name"}
+    return objective.name + "".join(f", {key} {value}" for key, value in given.items())
 
 
 def _reward(reward: RewardSettings) -> str:

@@ -70,10 +70,11 @@ class ProgressBar:
         """Advances the bar."""
         numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in self.show if name in metrics)
         self.bar.update(self.task, completed=step, numbers=numbers)
-        due = step // self.every > self.done // self.every or step == self.total
+        due = step > self.done and (step // self.every > self.done // self.every or step == self.total)
         self.done = step
         if not self.console.is_terminal and due:
-            self.console.print(f"{self.title}: step {step}/{self.total}  {numbers}", highlight=False)
+            line = f"{self.title}: step {step}/{self.total}  {numbers}".rstrip()
+            self.console.print(line, highlight=False)
 
     def on_resume(self, step: int) -> None:
         """Moves the bar back to `step`."""

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from flow_opd.config.base import KeyPath
+from flow_opd.config.locations import ASSET, locate
 from flow_opd.errors import ConfigError, explain, nearest
 
 EXTENDS = "extends"
@@ -74,7 +75,29 @@ class Document:
 
     def over(self, lower: Document) -> Document:
         """Returns `lower` overridden by this document: mappings merge, everything else replaces."""
-        return Document(self.name, _merged(lower.data, self.data), {**lower.places, **self.places})
+        result = Document(self.name, _merged(lower.data, self.data), dict(lower.places))
+        for path, place in self.places.items():
+            if isinstance(_at(self.data, path), dict) and isinstance(_at(lower.data, path), dict):
+                result.places[path] = place
+            else:
+                result.replaced(path, place)
+        return result
+
+    def replaced(self, path: KeyPath, place: str) -> None:
+        """Notes that all of `path` comes from `place` now; what was known of places inside it is over."""
+        for other in [each for each in self.places if each[: len(path)] == path]:
+            del self.places[other]
+        self.places[path] = place
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    """Returns what stands at a path of mappings and lists, None where it ends before."""
+    for key in path:
+        inside = isinstance(data, dict) and key in data
+        if not inside and not (isinstance(data, list) and isinstance(key, int) and key < len(data)):
+            return None
+        data = data[key]
+    return data
 
 
 def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +144,10 @@ def _extended(document: Document, at: KeyPath, file: Path, chain: tuple[Path, ..
         raise ConfigError(
             f"wrong value of '{EXTENDS}' in {place}",
             value=lower,
-            allowed="the path of one YAML file, relative to this one",
+            allowed="the path of one YAML file, relative to this one, or asset:configs/NAME.yaml",
             fix="name a single file",
         )
-    target = file.parent / lower
+    target = locate(lower, key=EXTENDS) if lower.startswith(ASSET) else file.parent / lower
     if target.resolve() in chain:
         raise ConfigError(
             f"'{EXTENDS}' in {place} runs in a circle",

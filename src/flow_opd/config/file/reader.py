@@ -134,7 +134,7 @@ def override(document: Document, assignments: Sequence[str]) -> Document:
             raise _refused(assignment, assignment, "an assignment like optimizer.learning_rate=3e-4")
         place = f"--set {dotted.strip()}"
         path = _assign(result.data, keys, parse_value(text, place), assignment)
-        result.places[path] = place
+        result.replaced(path, place)
     return result
 
 
