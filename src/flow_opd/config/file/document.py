@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from flow_opd.config.base import KeyPath
+from flow_opd.config.file.keys import item_at
 from flow_opd.config.locations import ASSET, locate
 from flow_opd.errors import ConfigError, explain, nearest
 
@@ -77,7 +78,7 @@ class Document:
         """Returns `lower` overridden by this document: mappings merge, everything else replaces."""
         result = Document(self.name, _merged(lower.data, self.data), dict(lower.places))
         for path, place in self.places.items():
-            if isinstance(_at(self.data, path), dict) and isinstance(_at(lower.data, path), dict):
+            if isinstance(item_at(self.data, path), dict) and isinstance(item_at(lower.data, path), dict):
                 result.places[path] = place
             else:
                 result.replaced(path, place)
@@ -88,16 +89,6 @@ class Document:
         for other in [each for each in self.places if each[: len(path)] == path]:
             del self.places[other]
         self.places[path] = place
-
-
-def _at(data: Any, path: KeyPath) -> Any:
-    """Returns what stands at a path of mappings and lists, None where it ends before."""
-    for key in path:
-        inside = isinstance(data, dict) and key in data
-        if not inside and not (isinstance(data, list) and isinstance(key, int) and key < len(data)):
-            return None
-        data = data[key]
-    return data
 
 
 def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
