@@ -74,6 +74,7 @@ def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     ):
         assert_refused(message, value=value, names=[place])
     assert message.count(". Allowed: ") == 4
+    assert "Allowed: whole number" in message  # as --keys calls it
 
 
 @pytest.mark.parametrize(

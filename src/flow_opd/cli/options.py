@@ -121,7 +121,9 @@ def publish(
     """
     values = {"folder": str(run), "repo": repo, "dry_run": dry_run, "private": private}
     with user_errors():
-        done(prepared("publish", values, None, None, check=False)())
+        folder = prepared("publish", values, None, None, check=False)()
+        if not dry_run:  # which has said all there is
+            done(folder)
 
 
 def plan(

@@ -110,6 +110,7 @@ def _allowed(details: ErrorDetails) -> str:
     if details["type"] == "model_type":
         return "a section of keys and values"
     message = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = message.replace("integer", "whole number")  # as --keys calls it
     return message[:1].lower() + message[1:]
 
 
