@@ -28,7 +28,7 @@ from flow_opd.config.sampling import DynamicsSettings
 from flow_opd.config.state_weights import StateWeightsSettings
 from flow_opd.config.teachers import RouterSettings
 from flow_opd.config.versions import code_versions, parts_of
-from flow_opd.errors import ConfigError
+from flow_opd.errors import ConfigError, RewardError
 from flow_opd.flow.dynamics import ode_step, sde_step
 from flow_opd.types import Prompt
 
@@ -104,6 +104,13 @@ class Builds(ObjectiveSettings):
     """Nothing."""
 class Ocr(Bright):
     name = "ocr"
+class Average(Bright):
+    name = "average"
+class Strict(Bright):
+    name = "geneval_strict"
+class Short(Bright):
+    def score(self, images, prompts):
+        return RewardScores(self.name, torch.zeros(1), torch.ones(1, dtype=torch.bool), self.scale)
 @dataclasses.dataclass
 class Listed:
     words: list[str] = dataclasses.field(default_factory=lambda: ["a"])
@@ -338,8 +345,15 @@ def test_defaults_are_what_the_code_says() -> None:
 
 
 def test_a_reward_has_a_name_of_its_own() -> None:
-    with refused(ConfigError, value="ocr", names=["geneval"]):
-        flow_opd.load_reward("somebody_elses:Ocr", {"gain": 1.0})
+    for code, name in (("Ocr", "ocr"), ("Average", "average"), ("Strict", "geneval_strict")):
+        with refused(ConfigError, value=name, names=["geneval"]):
+            flow_opd.load_reward(f"somebody_elses:{code}", {"gain": 1.0})
+
+
+def test_an_evaluation_needs_a_score_for_each_image() -> None:
+    short = flow_opd.load_reward("somebody_elses:Short", {"gain": 1.0})
+    with refused(RewardError, value=[0.0], names=["bright", "2 finite numbers"]):
+        flow_opd.evaluate(flow_opd.load_base("asset:base"), {"base": None}, ["a", "b"], [short], num_steps=1)
 
 
 def test_two_packages_with_one_name_are_told_apart_by_their_places(monkeypatch: pytest.MonkeyPatch) -> None:

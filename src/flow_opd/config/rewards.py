@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flow_opd.protocols import Reward
 
 TRAINING = ("weight", "tasks", "training_score")  # settings that a score in an evaluation does not depend on
+AVERAGE = "average"  # of the scores, a column of its own
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,11 +49,15 @@ class RewardSettings(Part):
         """Returns the reward; its networks, if it has any, compute on `device`."""
         reward: Reward = load("flow_opd.rewards.table:with_scores")(self.made({"device": device}))
         name = getattr(reward, "name", None)
-        if not isinstance(name, str) or name in self.kind.own or not hasattr(reward, "scale"):
+        taken = (*self.kind.own, AVERAGE)
+        ours = isinstance(name, str) and (
+            name in taken or name.startswith(tuple(f"{each}_" for each in taken))
+        )
+        if not isinstance(name, str) or ours or not hasattr(reward, "scale"):
             raise ConfigError(
                 f"reward {self.name!r} does not say what it is",
                 value=name,
-                allowed=f"a `name` of its own, not {', '.join(self.kind.own)}, and a `scale`",
+                allowed=f"a `name` of its own, not {', '.join(taken)} or one that begins so, and a `scale`",
                 fix="give it both; a function is called by its own name",
             )
         return reward

@@ -19,6 +19,7 @@ from flow_opd.method.rollouts import generate_latents, micro_rows
 from flow_opd.processes import ALONE, Processes
 from flow_opd.prompts.overlap import identity
 from flow_opd.protocols import Backbone, PromptEncoder, Reward, VelocityField
+from flow_opd.rewards.table import check_numbers
 from flow_opd.types import Prompt
 
 ImageScores = dict[str, list[float | None]]
@@ -145,6 +146,7 @@ class ImageSampler:
             prompts = [domain_set.prompts[key.prompt] for key in batch]
             for reward in rewards:
                 scores = reward.score(images, prompts)
+                check_numbers(scores, reward, prompts)
                 reported = {reward.name: scores.values} | {
                     f"{reward.name}_{part}": values for part, values in scores.parts.items()
                 }

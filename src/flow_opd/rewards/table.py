@@ -111,7 +111,12 @@ def _judge(one: TrainingReward, images: Tensor, prompts: Sequence[Prompt]) -> Re
     return RewardScores(reward.name, values, valid, reward.scale)
 
 
-def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> None:
+def check_numbers(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> None:
+    """Passes if there is a score for each image, [B], finite where it counts.
+
+    Raises:
+        RewardError: if not.
+    """
     if judged.values.shape != (len(prompts),) or not bool(torch.isfinite(judged.values[judged.valid]).all()):
         raise RewardError(
             f"reward {reward.name!r} returned unusable scores",
@@ -119,6 +124,10 @@ def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> N
             allowed=f"{len(prompts)} finite numbers within {reward.scale}",
             fix="check the reward's model and its prompts' metadata",
         )
+
+
+def _check(judged: RewardScores, reward: Reward, prompts: Sequence[Prompt]) -> None:
+    check_numbers(judged, reward, prompts)
     if not bool(judged.valid.all()):
         stranger = prompts[int(torch.nonzero(~judged.valid)[0])]
         raise RewardError(
